@@ -1,0 +1,211 @@
+"""Verify: counts, digests with the keys that differ, and parity of search, each a check with a verdict."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+
+from pipeline import ledger
+from pipeline.check.digests import BucketMap, Difference, bucket_map, check_versions, open_buckets
+from pipeline.check.neighbours import (
+    DISTANCE_TOLERANCE,
+    disagreement,
+    exact_neighbours,
+    sample_queries,
+)
+from pipeline.check.preflight import carried_columns, check_tables, check_vector_dimensions, refuse_if_needed
+from pipeline.events import CheckDone, CheckStarted, Event, Verdict
+from pipeline.options import VerifyOptions
+from pipeline.postgres.crew import Crew
+from pipeline.postgres.database import clock, horizon
+from pipeline.postgres.tables import Table, describe
+from pipeline.settings import Endpoint, TableMapping
+
+# Keys that are named; all are counted.
+LISTED_KEYS = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pair:
+    """Both sides as they were found, and the horizons before anything was read."""
+
+    source: Table
+    target: Table
+    columns: tuple[str, ...]
+    horizons: tuple[int, int]
+
+
+def verify(
+    source: Endpoint, target: Endpoint, mapping: TableMapping, dimensions: int, options: VerifyOptions
+) -> Iterator[Event]:
+    """Compare the two tables and their search; yield a CheckDone for every check.
+
+    Both sides are read at once, nothing is written but the verdicts, in the target's ledger. Raises
+    PipelineError where a side cannot be read; a difference is a verdict, not an error.
+    """
+    with Crew() as crew:
+        pair = crew.call(_read_pair, crew, source, target, mapping, dimensions)
+        results: list[CheckDone] = []
+        for event in _checks(crew, source, target, mapping, dimensions, pair, options):
+            if isinstance(event, CheckDone):
+                results.append(event)
+            yield event
+        crew.call(_record, crew, source, target, pair, results)
+
+
+def _read_pair(crew: Crew, source: Endpoint, target: Endpoint, mapping: TableMapping, dimensions: int) -> _Pair:
+    with crew.session(source, "verify") as here, crew.session(target, "verify") as there:
+        check_versions((here, there))
+        ledger.check_revision(there)
+        target_table = describe(there, mapping)
+        source_table = describe(here, mapping)
+        refuse_if_needed(check_tables(source_table, target_table, mapping, dimensions, (source.name, target.name)))
+        refuse_if_needed(check_vector_dimensions(here, source_table, mapping, dimensions))
+        with here.transaction(read_only=True) as mine, there.transaction(read_only=True) as theirs:
+            horizons = (horizon(mine), horizon(theirs))
+    return _Pair(
+        source=replace(source_table, key=target_table.key),
+        target=target_table,
+        columns=carried_columns(source_table, target_table),
+        horizons=horizons,
+    )
+
+
+def _checks(
+    crew: Crew,
+    source: Endpoint,
+    target: Endpoint,
+    mapping: TableMapping,
+    dimensions: int,
+    pair: _Pair,
+    options: VerifyOptions,
+) -> Iterator[Event]:
+    yield CheckStarted(name="rows")
+    started = clock()
+    sides = ((source, pair.source), (target, pair.target))
+    maps = [crew.start(_read_map, crew, endpoint, table, pair.columns, mapping) for endpoint, table in sides]
+    yield from crew.follow(maps)
+    here, there = (future.result() for future in maps)
+    yield _counts(here, there, clock() - started)
+    opened = crew.start(_differences, crew, sides, pair.columns, here.differing(there))
+    yield from crew.follow([opened])
+    yield _digests(here, there, opened.result(), clock() - started)
+    yield CheckStarted(name="parity")
+    parity = crew.start(_parity, crew, source, target, mapping, dimensions, pair, options)
+    yield from crew.follow([parity])
+    yield parity.result()
+
+
+def _read_map(
+    crew: Crew, endpoint: Endpoint, table: Table, columns: tuple[str, ...], mapping: TableMapping
+) -> BucketMap:
+    with crew.session(endpoint, "verify") as session:
+        return bucket_map(session, table, columns, mapping.embedding)
+
+
+def _counts(here: BucketMap, there: BucketMap, seconds: float) -> CheckDone:
+    figures: dict[str, object] = {
+        "source_rows": here.rows,
+        "target_rows": there.rows,
+        "source_embeddings": here.embeddings,
+        "target_embeddings": there.embeddings,
+    }
+    same = (here.rows, here.embeddings) == (there.rows, there.embeddings)
+    summary = (
+        f"{here.rows:,} rows, {here.embeddings:,} with an embedding, on both sides"
+        if same
+        else f"{here.rows:,} rows and {here.embeddings:,} embeddings on the source,"
+        f" {there.rows:,} and {there.embeddings:,} on the target"
+    )
+    return CheckDone(
+        name="counts", verdict="pass" if same else "fail", summary=summary, figures=figures, seconds=seconds
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Differences:
+    first: tuple[Difference, ...]
+    counts: dict[str, int]
+
+
+def _differences(
+    crew: Crew,
+    sides: tuple[tuple[Endpoint, Table], tuple[Endpoint, Table]],
+    columns: tuple[str, ...],
+    buckets: list[int],
+) -> _Differences:
+    """Open the buckets that differ: name the first keys, count all."""
+    counts = {"missing": 0, "extra": 0, "different": 0}
+    if not buckets:
+        return _Differences(first=(), counts=counts)
+    with crew.session(sides[0][0], "verify") as here, crew.session(sides[1][0], "verify") as there:
+        found = open_buckets((here, sides[0][1]), (there, sides[1][1]), columns, buckets)
+        first = tuple(islice(found, LISTED_KEYS))
+        for difference in first:
+            counts[difference.kind] += 1
+        for difference in found:
+            counts[difference.kind] += 1
+    return _Differences(first=first, counts=counts)
+
+
+def _digests(here: BucketMap, there: BucketMap, found: _Differences, seconds: float) -> CheckDone:
+    buckets = here.differing(there)
+    total = sum(found.counts.values())
+    figures: dict[str, object] = {
+        "rows": here.rows,
+        "differing_rows": total,
+        **{f"{kind}_rows": count for kind, count in found.counts.items()},
+        "keys": [asdict(difference) for difference in found.first],
+    }
+    # Unequal sums whose rows are equal when they are opened mean that somebody wrote in between.
+    verdict: Verdict = "pass" if not buckets else "fail" if total else "partial"
+    summary = {
+        "pass": f"every byte of {here.rows:,} rows is equal",
+        "fail": f"{total:,} rows differ: {found.counts['missing']:,} missing on the target,"
+        f" {found.counts['extra']:,} only there, {found.counts['different']:,} with other content",
+        "partial": "rows changed while they were compared: run verify again when the writers are quiet",
+    }[verdict]
+    return CheckDone(name="digests", verdict=verdict, summary=summary, figures=figures, seconds=seconds)
+
+
+def _parity(
+    crew: Crew,
+    source: Endpoint,
+    target: Endpoint,
+    mapping: TableMapping,
+    dimensions: int,
+    pair: _Pair,
+    options: VerifyOptions,
+) -> CheckDone:
+    started = clock()
+    with crew.session(source, "verify") as here, crew.session(target, "verify") as there:
+        queries = sample_queries(here, pair.source, mapping, options.queries, dimensions)
+        theirs = crew.start(exact_neighbours, there, pair.target, mapping, queries, options.k)
+        mine = exact_neighbours(here, pair.source, mapping, queries, options.k)
+        answers = zip(queries, mine, theirs.result(), strict=True)
+        wrong = [found for query, left, right in answers if (found := disagreement(query, left, right)) is not None]
+    figures: dict[str, object] = {
+        "queries": len(queries),
+        "k": options.k,
+        "metric": "cosine",
+        "tolerance": DISTANCE_TOLERANCE,
+        "disagreements": [asdict(one) for one in wrong],
+    }
+    if wrong:
+        summary = f"{len(wrong)} of {len(queries)} queries are answered differently"
+    elif queries:
+        summary = f"{len(queries)} stored vectors find the same {options.k} nearest rows on both sides"
+    else:
+        summary = "no row of the source has an embedding that could be asked for"
+    return CheckDone(
+        name="parity",
+        verdict="fail" if wrong else "pass",
+        summary=summary,
+        figures=figures,
+        seconds=clock() - started,
+    )
+
+
+def _record(crew: Crew, source: Endpoint, target: Endpoint, pair: _Pair, results: list[CheckDone]) -> None:
+    with crew.session(target, "verify") as session, session.transaction() as cursor:
+        for result in results:
+            ledger.record_verdict(cursor, result, pair.target, (source.label, target.label), pair.horizons)

@@ -1,0 +1,1 @@
+"""The demonstration: embedded servers, a real corpus, and the whole story."""

@@ -1,0 +1,286 @@
+"""What the Alembic revisions share: their target, composed SQL, the extension, and the ledger's model."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg2.extensions
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import ExecutableDDLElement
+from sqlalchemy.sql.compiler import DDLCompiler
+
+from pipeline.errors import RefusedError
+from pipeline.postgres.tables import Extension, read_extension
+from pipeline.search.table import always_quoted
+from pipeline.settings import TableMapping
+
+LEDGER_SCHEMA = "pipeline"
+INSUFFICIENT_PRIVILEGE = "42501"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What a migration makes, and what the operator allowed by ``-x``.
+
+    ``extension_schema`` is ``-x extension_schema=NAME``; ``drop_rows`` is ``-x drop_rows=yes``.
+    """
+
+    mapping: TableMapping
+    dimensions: int
+    extension_schema: str | None = None
+    drop_rows: bool = False
+
+
+def target() -> Target:
+    """Return the target of the migration under way."""
+    found = op.get_context().opts["target"]
+    assert isinstance(found, Target)
+    return found
+
+
+def is_offline() -> bool:
+    """Return whether SQL is written (``--sql``) instead of run."""
+    return op.get_context().as_sql
+
+
+class Literal(str):
+    """A text that stands in composed SQL as a string constant; any other text is an identifier."""
+
+    __slots__ = ()
+
+
+class Composed(ExecutableDDLElement):
+    """A statement with named holes: a ``str`` is quoted as a name, a Literal as a constant.
+
+    An ``int`` stands as it is. The template is a constant of the code, never made from input.
+    """
+
+    def __init__(self, template: str, **parts: str | int) -> None:
+        """Take the template and what goes into its holes, by name."""
+        self.template = template
+        self.parts = parts
+
+
+class Block(Composed):
+    """A PL/pgSQL block, run by DO: what a script without a client (``--sql``) can decide by itself."""
+
+
+@compiles(Composed)
+def _compile_composed(element: Composed, compiler: DDLCompiler, **_: Any) -> str:
+    return _compose(element, compiler)
+
+
+@compiles(Block)
+def _compile_block(element: Block, compiler: DDLCompiler, **_: Any) -> str:
+    # The body is compiled, and its percent signs doubled where the driver wants it, already.
+    return "DO " + _quoted_constant(_compose(element, compiler))
+
+
+def _compose(element: Composed, compiler: DDLCompiler) -> str:
+    return element.template.format_map({name: _rendered(part, compiler) for name, part in element.parts.items()})
+
+
+def _rendered(part: str | int, compiler: DDLCompiler) -> str:
+    if isinstance(part, int):
+        return str(part)
+    if isinstance(part, Literal):
+        constant = _quoted_constant(part)
+        # As the preparer does with names: the driver reads a lone percent sign as a placeholder.
+        return constant if compiler.dialect.paramstyle == "named" else constant.replace("%", "%%")
+    return compiler.preparer.quote_identifier(part)
+
+
+def _quoted_constant(text: str) -> str:
+    """Quote a string constant so that standard_conforming_strings does not matter."""
+    doubled = text.replace("'", "''")
+    return f"E'{doubled}'".replace("\\", "\\\\") if "\\" in doubled else f"'{doubled}'"
+
+
+@contextmanager
+def needing(hint: str) -> Iterator[None]:
+    """Turn a missing privilege (42501) inside into a RefusedError with ``hint``."""
+    try:
+        yield
+    except sa.exc.DBAPIError as error:
+        if getattr(error.orig, "pgcode", None) != INSUFFICIENT_PRIVILEGE:
+            raise
+        message: str | None = getattr(getattr(error.orig, "diag", None), "message_primary", None)
+        raise RefusedError(message or "a right is missing", hint) from error
+
+
+def quoted(name: str) -> str:
+    """Return ``name`` quoted for a line of SQL that a person will type."""
+    dialect = op.get_context().dialect
+    text = dialect.identifier_preparer.quote_identifier(name)
+    # For the driver, percent signs are doubled.
+    return text if dialect.paramstyle == "named" else text.replace("%%", "%")
+
+
+def current_role() -> str:
+    """Return the role of the connection, quoted for a line of SQL that a person will type."""
+    return quoted(op.get_bind().execute(sa.text("SELECT CURRENT_USER")).scalar_one())
+
+
+def create_schema(name: str) -> None:
+    """Create the schema where it is missing. Raises RefusedError without the right to."""
+    if is_offline():
+        # PostgreSQL asks for CREATE on the database even where the schema exists; public does, always.
+        if name != "public":
+            op.execute(sa.schema.CreateSchema(always_quoted(name), if_not_exists=True))
+        return
+    if has_schema(name):
+        return
+    database = quoted(op.get_bind().execute(sa.text("SELECT pg_catalog.current_database()")).scalar_one())
+    with needing(f"an administrator runs: GRANT CREATE ON DATABASE {database} TO {current_role()};"):
+        op.execute(sa.schema.CreateSchema(always_quoted(name)))
+
+
+def has_schema(name: str) -> bool:
+    """Return whether the schema exists, visible or not."""
+    query = sa.text("SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = :name)")
+    return bool(op.get_bind().execute(query, {"name": name}).scalar_one())
+
+
+def installed_extension(connection: sa.Connection) -> Extension | None:
+    """Return pgvector as it is installed in this database, or None."""
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, psycopg2.extensions.connection)
+    with driver.cursor() as cursor:
+        return read_extension(cursor)
+
+
+def extension_schema() -> str:
+    """Return the schema of pgvector's types; offline, what the operator said, or ``public``."""
+    if not is_offline():
+        extension = installed_extension(op.get_bind())
+        if extension is None:
+            raise RefusedError(
+                "pgvector was removed from this database after revision 0001",
+                'an administrator runs: CREATE EXTENSION vector WITH SCHEMA "public";',
+            )
+        return extension.schema
+    return target().extension_schema or "public"
+
+
+# The ledger as autogenerate compares it: no CHECK, no comment, no default. The revisions alone create it;
+# a change of a table is a new revision and a change here.
+LEDGER = sa.MetaData(schema=LEDGER_SCHEMA)
+_TEXT, _BIG, _INTEGER = sa.Text(), sa.BigInteger(), sa.Integer()
+
+
+def _column(name: str, kind: Any, null: bool = False) -> sa.Column[Any]:
+    return sa.Column(name, kind, nullable=null)
+
+
+def _columns(names: str, kind: Any, null: bool = False) -> Iterator[sa.Column[Any]]:
+    return (_column(name, kind, null) for name in names.split())
+
+
+def _moments(names: str, null: bool = True) -> Iterator[sa.Column[Any]]:
+    return _columns(names, sa.DateTime(timezone=True), null)
+
+
+def _identity() -> sa.Column[int]:
+    return sa.Column("id", _BIG, sa.Identity(always=True), primary_key=True)
+
+
+def _run_id(null: bool) -> sa.Column[int]:
+    return sa.Column("run_id", _BIG, sa.ForeignKey("pipeline.run.id", ondelete="CASCADE"), nullable=null)
+
+
+_RUN = sa.Table(
+    "run",
+    LEDGER,
+    _identity(),
+    *_columns("source_label target_label", _TEXT),
+    _column("source_system", sa.Numeric(20)),
+    *_columns("source_database source_schema source_table", _TEXT),
+    _column("source_oid", _BIG),
+    *_columns("target_schema target_table", _TEXT),
+    _column("target_oid", _BIG),
+    *_columns("column_names column_types key_columns", ARRAY(_TEXT)),
+    _column("slice_bytes", _BIG),
+    _column("fingerprint", _TEXT),
+    _column("lease_owner", _TEXT, null=True),
+    _column("lease_backend", _INTEGER, null=True),
+    _column("lease_generation", _BIG),
+    *_moments("lease_until"),
+    *_moments("started_at", null=False),
+    *_moments("loaded_at finished_at abandoned_at"),
+    *_columns("source_horizon target_horizon reconciled_rows", _BIG),
+    _column("tool_version", _TEXT),
+)
+sa.Index(
+    "run_one_unfinished",
+    *(_RUN.c.target_schema, _RUN.c.target_table),
+    unique=True,
+    postgresql_where=sa.text("finished_at IS NULL AND abandoned_at IS NULL"),
+)
+sa.Table(
+    "slice",
+    LEDGER,
+    _run_id(null=False),
+    _column("ordinal", _INTEGER),
+    _column("kind", _TEXT),
+    *_columns("lower upper", _TEXT, null=True),
+    *_columns("rows bytes", _BIG, null=True),
+    _column("attempts", _INTEGER),
+    *_moments("finished_at"),
+    sa.PrimaryKeyConstraint("run_id", "ordinal"),
+)
+sa.Table(
+    "deferred_index",
+    LEDGER,
+    _run_id(null=False),
+    *_columns("index_schema index_name definition", _TEXT),
+    *_moments("dropped_at", null=False),
+    *_moments("rebuilt_at"),
+    sa.PrimaryKeyConstraint("run_id", "index_schema", "index_name"),
+)
+sa.Table(
+    "quarantine",
+    LEDGER,
+    _identity(),
+    _run_id(null=True),
+    *_columns("key reason", _TEXT),
+    _column("row", JSONB()),
+    *_moments("at", null=False),
+)
+_VERDICT = sa.Table(
+    "verdict",
+    LEDGER,
+    _identity(),
+    _run_id(null=True),
+    *_columns("source_label target_label target_schema target_table check_name verdict", _TEXT),
+    _column("figures", JSONB()),
+    *_moments("at", null=False),
+    *_columns("source_horizon target_horizon", _BIG),
+)
+sa.Index(
+    "verdict_latest",
+    *(_VERDICT.c.target_schema, _VERDICT.c.target_table, _VERDICT.c.check_name, _VERDICT.c.at.desc()),
+)
+sa.Table(
+    "baseline",
+    LEDGER,
+    _identity(),
+    _run_id(null=True),
+    *_moments("captured_at", null=False),
+    *_columns("source_label metric", _TEXT),
+    _column("k", _INTEGER),
+    _column("query", _TEXT),
+    _column("answers", JSONB()),
+)
+sa.Table(
+    "step",
+    LEDGER,
+    _identity(),
+    _column("name", _TEXT),
+    *_moments("intent_at", null=False),
+    *_moments("done_at undone_at"),
+    _column("evidence", JSONB()),
+)

@@ -1,0 +1,264 @@
+"""The copy of a table: slices by worker threads, then what changed meanwhile, then the indexes."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from pipeline import ledger
+from pipeline.errors import DuplicateKeyError
+from pipeline.events import CopyDone, Event, Loaded, Planned, Progress, Reconciled, SliceDone, Warned
+from pipeline.move.lease import Lease
+from pipeline.move.plan import Job, check_foreign_rows, prepare
+from pipeline.move.rebuild import analyze, defer_indexes, rebuild_indexes
+from pipeline.move.reconcile import STAGE, create_stage, upsert_from_stage
+from pipeline.move.relay import insert_sql, relay, select_sql
+from pipeline.move.retry import with_retries
+from pipeline.move.settle import settle
+from pipeline.options import CopyOptions
+from pipeline.postgres.crew import Crew
+from pipeline.postgres.database import Session, clock
+from pipeline.postgres.slices import Slice
+from pipeline.settings import Endpoint, TableMapping
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What this process has moved so far; written by the workers, read by the main thread."""
+
+    started: float = field(default_factory=clock)
+    rows: int = 0
+    bytes: int = 0
+    slices: int = 0
+    retries: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add_bytes(self, size: int) -> None:
+        with self.lock:
+            self.bytes += size
+
+    def add_slice(self, rows: int, attempts: int) -> None:
+        with self.lock:
+            self.rows += rows
+            self.slices += 1
+            self.retries += attempts - 1
+
+    def progress(self) -> Progress:
+        return Progress(rows=self.rows, bytes=self.bytes, slices=self.slices, seconds=clock() - self.started)
+
+
+def copy(
+    source: Endpoint, target: Endpoint, mapping: TableMapping, dimensions: int, options: CopyOptions
+) -> Iterator[Event]:
+    """Copy the table from source to target, or continue where an earlier copy stopped.
+
+    A generator of events that ends with CopyDone; closing it stops the work within two seconds, and
+    what was committed stays. Raises PipelineError.
+    """
+    started = clock()
+    with Crew() as crew:
+        job = crew.call(prepare, crew, source, target, mapping, dimensions, options.slice_bytes, options.restart)
+        if job.run.finished is not None:
+            yield _already_done(job, started)
+            return
+        lease = Lease(crew, target, job.run)
+        yield from _run(crew, job, lease, options, started)
+
+
+def _run(crew: Crew, job: Job, lease: Lease, options: CopyOptions, started: float) -> Iterator[Event]:
+    crew.call(_with_session, crew, job, lease, check_foreign_rows)
+    yield _planned(job, options)
+    if not job.resumed or not any(part.done for part in job.slices):
+        yield from crew.call(_defer, crew, job, lease)
+    tally = _Tally()
+    yield from _load(crew, job, lease, options, tally)
+    load_seconds = clock() - tally.started
+    yield Loaded(rows=tally.rows, bytes=tally.bytes, seconds=load_seconds)
+    passes: list[Reconciled] = []
+    for event in crew.follow([crew.start(settle, crew, job, lease, options.deadline_seconds)], guards=[lease.future]):
+        if isinstance(event, Reconciled):
+            passes.append(event)
+        yield event
+    building = clock()
+    builder = crew.start(rebuild_indexes, crew, job.target, job.target_table, job.dimensions, lease)
+    yield from crew.follow([builder], guards=[lease.future])
+    index_seconds = clock() - building
+    yield from crew.call(_finish, crew, job, lease)
+    yield CopyDone(
+        run=job.run.id,
+        already_done=False,
+        rows=crew.call(_rows_brought, crew, job),
+        moved_rows=tally.rows,
+        moved_bytes=tally.bytes,
+        slices=len(job.slices),
+        moved_slices=tally.slices,
+        retries=tally.retries,
+        changed_rows=sum(p.upserted + p.deleted for p in passes),
+        settled=not passes or passes[-1].changed == 0,
+        indexes=builder.result(),
+        load_seconds=load_seconds,
+        index_seconds=index_seconds,
+        seconds=clock() - started,
+    )
+
+
+def _load(crew: Crew, job: Job, lease: Lease, options: CopyOptions, tally: _Tally) -> Iterator[Event]:
+    todo = deque(part for part in job.slices if not part.done)
+    workers = [
+        crew.start(_work, crew, job, lease, options, todo, tally) for _ in range(min(options.workers, len(todo)))
+    ]
+    yield from crew.follow(workers, tick=tally.progress, guards=[lease.future])
+    crew.call(_with_session, crew, job, lease, _mark_loaded)
+
+
+def _work(crew: Crew, job: Job, lease: Lease, options: CopyOptions, todo: deque[Slice], tally: _Tally) -> None:
+    """Take slices until none is left. Sessions are kept from slice to slice, and made anew after a failure."""
+    while True:
+        with crew.session(job.source, lease.purpose) as source, crew.session(job.target, lease.purpose) as target:
+            while not (source.lost or target.lost):
+                crew.check()
+                try:
+                    part = todo.popleft()
+                except IndexError:
+                    return
+                _carry(crew, job, lease, options, part, tally, (source, target))
+
+
+def _carry(
+    crew: Crew,
+    job: Job,
+    lease: Lease,
+    options: CopyOptions,
+    part: Slice,
+    tally: _Tally,
+    sessions: tuple[Session, Session],
+) -> None:
+    """Carry one slice, on the worker's sessions first and on new ones after a lost connection.
+
+    A COMMIT whose answer was lost may have happened or not: the mark is read before any further try.
+    """
+    started = clock()
+
+    def attempt(number: int) -> tuple[int, int, int]:
+        if number == 1:
+            return (*_slice(job, lease, part, tally, *sessions, number), number)
+        with crew.session(job.source, lease.purpose) as source, crew.session(job.target, lease.purpose) as target:
+            with target.transaction(then=lease.guard) as cursor:
+                ledger.check_guard(cursor)
+                mark = ledger.slice_mark(cursor, job.run.id, part.ordinal)
+            if mark is not None:
+                return (*mark, number)
+            return (*_slice(job, lease, part, tally, source, target, number), number)
+
+    rows, size, attempts = with_retries(crew, f"slice {part.ordinal}", options.deadline_seconds, attempt)
+    tally.add_slice(rows, attempts)
+    crew.emit(SliceDone(ordinal=part.ordinal, rows=rows, bytes=size, seconds=clock() - started, attempts=attempts))
+
+
+def _slice(
+    job: Job, lease: Lease, part: Slice, tally: _Tally, source: Session, target: Session, attempt: int
+) -> tuple[int, int]:
+    """Bring one slice's rows and set its mark, in one transaction on the target; return rows and bytes."""
+    query = select_sql(job.source_table, job.columns, part)
+    try:
+        with target.transaction(then=lease.guard) as cursor:
+            ledger.check_guard(cursor)
+            into = insert_sql(job.target_table.identifier, job.columns)
+            carried = relay(source, query, target, cursor, into, tally.add_bytes)
+            ledger.finish_slice(cursor, job.run.id, part, carried.rows, carried.bytes, attempt)
+            return carried.rows, carried.bytes
+    except DuplicateKeyError:
+        pass
+    # A row that was updated meanwhile lies in two slices, as two versions: the later one is written
+    # over the earlier, and the pass over what changed settles which one is right.
+    with Session(source.endpoint, lease.purpose) as fresh, target.transaction(then=lease.guard) as cursor:
+        ledger.check_guard(cursor)
+        create_stage(cursor, job.target_table, job.columns)
+        carried = relay(fresh, query, target, cursor, insert_sql(STAGE, job.columns), tally.add_bytes)
+        inserted, _ = upsert_from_stage(cursor, job.target_table, job.columns)
+        ledger.finish_slice(cursor, job.run.id, part, inserted, carried.bytes, attempt)
+    return inserted, carried.bytes
+
+
+def _with_session(crew: Crew, job: Job, lease: Lease, work: Callable[[Session, Job], None]) -> None:
+    with crew.session(job.target, lease.purpose) as session:
+        work(session, job)
+
+
+def _mark_loaded(session: Session, job: Job) -> None:
+    with session.transaction() as cursor:
+        ledger.mark_loaded(cursor, job.run.id)
+
+
+def _defer(crew: Crew, job: Job, lease: Lease) -> list[Event]:
+    """Defer the indexes of an empty table; a table that this role does not own keeps them."""
+    if not job.target_table.owned:
+        return [
+            Warned(
+                fact=f"the indexes of {job.target_table.qualified} stay while it is filled: this role does not own it",
+                hint="use the table's owner for a load several times faster",
+            )
+        ]
+    with crew.session(job.target, lease.purpose) as session:
+        return list(defer_indexes(session, job.target_table, lease))
+
+
+def _finish(crew: Crew, job: Job, lease: Lease) -> list[Event]:
+    """Refresh statistics and close the run's books."""
+    events: list[Event] = []
+    with crew.session(job.target, lease.purpose) as session:
+        if job.target_table.owned:
+            analyze(session, job.target_table)
+        else:
+            events.append(
+                Warned(
+                    fact=f"{job.target_table.qualified} was not analyzed: this role does not own it",
+                    hint=f"as its owner: ANALYZE {job.target_table.qualified}",
+                )
+            )
+        with session.transaction(then=lease.guard) as cursor:
+            ledger.check_guard(cursor)
+            ledger.mark_finished(cursor, job.run.id)
+    lease.release()
+    return events
+
+
+def _rows_brought(crew: Crew, job: Job) -> int:
+    with crew.session(job.target, "copy") as session, session.transaction(read_only=True) as cursor:
+        return ledger.rows_brought(cursor, job.run.id)
+
+
+def _planned(job: Job, options: CopyOptions) -> Planned:
+    done = [part for part in job.slices if part.done]
+    return Planned(
+        run=job.run.id,
+        table=job.target_table.qualified,
+        source=job.source.label,
+        target=job.target.label,
+        resumed=job.resumed,
+        slices=len(job.slices),
+        slices_done=len(done),
+        rows_done=sum(part.rows or 0 for part in done),
+        bytes_estimate=job.source_table.bytes,
+        rows_estimate=job.source_table.rows_estimate,
+        workers=min(options.workers, len(job.slices) - len(done)),
+    )
+
+
+def _already_done(job: Job, started: float) -> CopyDone:
+    return CopyDone(
+        run=job.run.id,
+        already_done=True,
+        rows=sum(part.rows or 0 for part in job.slices) + job.run.reconciled_rows,
+        moved_rows=0,
+        moved_bytes=0,
+        slices=len(job.slices),
+        moved_slices=0,
+        retries=0,
+        changed_rows=0,
+        settled=True,
+        indexes=(),
+        load_seconds=0.0,
+        index_seconds=0.0,
+        seconds=clock() - started,
+    )

@@ -1,0 +1,131 @@
+"""Holding the lease of a run: taken once, renewed on a connection of its own, lost loudly."""
+
+import threading
+from concurrent.futures import Future
+
+from psycopg2 import sql
+
+from pipeline import ledger
+from pipeline.errors import BusyError, ConflictError, PipelineError, UnreachableError
+from pipeline.postgres.crew import TICK_SECONDS, Crew
+from pipeline.postgres.database import Session, clock
+from pipeline.settings import Endpoint
+
+# A killed copier's backend needs a moment to notice; a living one is still there after this long.
+GRACE_SECONDS = 2.0
+
+
+def purpose(run_id: int, generation: int) -> str:
+    """Return what a run's sessions are called in pg_stat_activity, by generation."""
+    return f"run {run_id}.{generation}"
+
+
+class Lease:
+    """The lease of one run, held by a thread of the crew until ``release``."""
+
+    def __init__(self, crew: Crew, target: Endpoint, run: ledger.Run) -> None:
+        """Take the lease. Raises BusyError where another copier holds it."""
+        self.run_id = run.id
+        self._crew = crew
+        self._target = target
+        self._done = threading.Event()
+        taken: Future[int] = Future()
+        self.future = crew.start(self._hold, run, taken)
+        self.generation = taken.result()
+
+    @property
+    def guard(self) -> sql.Composable:
+        """Return the statement that begins every transaction of this run."""
+        return sql.SQL(ledger.GUARD_SQL).format(sql.Literal(self.run_id), sql.Literal(self.generation))
+
+    @property
+    def purpose(self) -> str:
+        """Return the purpose of this generation's sessions."""
+        return purpose(self.run_id, self.generation)
+
+    def release(self) -> None:
+        """Give the lease back and wait until that is done."""
+        self._done.set()
+        self.future.result()
+
+    def _hold(self, run: ledger.Run, taken: "Future[int]") -> None:
+        try:
+            with self._crew.session(self._target, f"lease {run.id}") as session:
+                generation = _take(self._crew, session, run)
+                taken.set_result(generation)
+                self._renew_on(session, generation, clock())
+                return
+        except UnreachableError as error:
+            if not taken.done():
+                taken.set_exception(error)
+                return
+        except PipelineError as error:
+            if not taken.done():
+                taken.set_exception(error)
+                return
+            raise
+        self._renew_again(taken.result())
+
+    def _renew_again(self, generation: int) -> None:
+        """Go on with new connections after a lost one, for as long as the lease can still be ours."""
+        lost = clock()
+        while not self._done.is_set():
+            try:
+                with self._crew.session(self._target, f"lease {self.run_id}") as session:
+                    self._renew_on(session, generation, lost)
+                    return
+            except UnreachableError:
+                if clock() - lost > ledger.LEASE_SECONDS:
+                    raise
+                self._crew.pause(1.0)
+            else:
+                lost = clock()
+
+    def _renew_on(self, session: Session, generation: int, since: float) -> None:
+        while self._wait(since):
+            with session.transaction() as cursor:
+                ledger.renew_lease(cursor, self.run_id, generation)
+            since = clock()
+        with session.transaction() as cursor:
+            ledger.release_lease(cursor, self.run_id, generation)
+
+    def _wait(self, since: float) -> bool:
+        """Wait until the lease is to be renewed; False once it is to be given back."""
+        while clock() - since < ledger.RENEW_SECONDS:
+            if self._done.wait(TICK_SECONDS) or self._crew.stopping.is_set():
+                return False
+        return True
+
+
+def _take(crew: Crew, session: Session, run: ledger.Run) -> int:
+    deadline = clock() + GRACE_SECONDS
+    while True:
+        try:
+            with session.transaction() as cursor:
+                generation = ledger.take_lease(cursor, run)
+                holder = None if generation is not None else ledger.read_holder(cursor, run)
+        except ConflictError:
+            # The lease ran out, but a transaction under it is still open: its process is stopped, or
+            # behind a dead network. Its sessions end here, and with them what they had not committed.
+            _terminate_generation(session, run)
+            crew.check()
+            continue
+        if generation is not None:
+            return generation
+        if clock() > deadline:
+            raise BusyError(
+                f"another copy of this table is running: {holder.owner if holder else 'unknown'}",
+                "pipeline status shows it; wait for it, or stop it with Ctrl-C there",
+            )
+        crew.pause(0.1)
+
+
+def _terminate_generation(session: Session, run: ledger.Run) -> None:
+    with session.transaction() as cursor:
+        cursor.execute(
+            "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a"
+            " JOIN pipeline.run r ON a.application_name ="
+            " 'pipeline run ' || r.id || '.' || r.lease_generation"
+            " WHERE r.id = %s AND a.pid <> pg_catalog.pg_backend_pid()",
+            (run.id,),
+        )

@@ -1,0 +1,123 @@
+"""Deferred indexes: recorded and dropped before the load, and standing again after it."""
+
+import threading
+from contextlib import suppress
+
+from psycopg2 import sql
+
+from pipeline import ledger
+from pipeline.errors import PipelineError, StatementError
+from pipeline.events import IndexBuilt, IndexDeferred, IndexProgress, Warned
+from pipeline.move.lease import Lease
+from pipeline.postgres.crew import Crew
+from pipeline.postgres.database import Session, clock
+from pipeline.postgres.indexes import (
+    BuildPlan,
+    Index,
+    build_state,
+    drop_sql,
+    plan_build,
+    read_progress,
+    secondary_indexes,
+)
+from pipeline.postgres.tables import Table
+from pipeline.settings import Endpoint
+
+PROGRESS_SECONDS = 0.5
+
+
+def defer_indexes(session: Session, table: Table, lease: Lease) -> list[IndexDeferred]:
+    """Record and drop the table's secondary indexes in one transaction."""
+    with session.transaction(then=lease.guard) as cursor:
+        ledger.check_guard(cursor)
+        indexes = secondary_indexes(cursor, table.oid)
+        for index in indexes:
+            ledger.defer_index(cursor, lease.run_id, index)
+            cursor.execute(drop_sql(index.schema, index.name))
+    return [IndexDeferred(name=index.name, definition=index.definition) for index in indexes]
+
+
+def rebuild_indexes(crew: Crew, target: Endpoint, table: Table, dimensions: int, lease: Lease) -> tuple[str, ...]:
+    """Build every deferred index that does not stand, one after the other; return their names."""
+    with crew.session(target, lease.purpose) as session:
+        with session.transaction(read_only=True) as cursor:
+            indexes = ledger.indexes_to_rebuild(cursor, table)
+        for index in indexes:
+            started = clock()
+            _build(crew, session, target, table, index, dimensions, lease)
+            crew.emit(IndexBuilt(name=index.name, seconds=clock() - started))
+        return tuple(index.name for index in indexes)
+
+
+def _build(
+    crew: Crew, session: Session, target: Endpoint, table: Table, index: Index, dimensions: int, lease: Lease
+) -> None:
+    plan = _plan(session, table, dimensions)
+    done = threading.Event()
+    watcher = crew.start(_watch, crew, target, session.connection.get_backend_pid(), index.name, done)
+    try:
+        try:
+            _build_once(session, index, plan, lease)
+        except StatementError as error:
+            # A parallel build keeps its graph in shared memory, of which a container has 64 MB.
+            if "shared memory" not in error.fact or plan.workers == 0:
+                raise
+            crew.emit(Warned(fact=f"{error.fact}; index {index.name} is built by one process instead"))
+            _build_once(session, index, BuildPlan(memory_bytes=plan.memory_bytes, workers=0), lease)
+    finally:
+        done.set()
+    watcher.result()
+    for notice in session.notices:
+        if "no longer fits" in notice:
+            crew.emit(
+                Warned(
+                    fact=f"index {index.name}: {notice.strip().splitlines()[0].removeprefix('NOTICE:').strip()}",
+                    hint="raise maintenance_work_mem on the target for faster builds",
+                )
+            )
+    session.notices.clear()
+
+
+def _build_once(session: Session, index: Index, plan: BuildPlan, lease: Lease) -> None:
+    """Build in one transaction with the mark, so that neither a half index nor a half record can stay."""
+    with session.transaction(then=lease.guard) as cursor:
+        ledger.check_guard(cursor)
+        state = build_state(cursor, index.schema, index.name)
+        if state == "invalid":
+            cursor.execute(drop_sql(index.schema, index.name))
+        if state != "valid":
+            cursor.execute(
+                "SELECT pg_catalog.set_config('maintenance_work_mem', %s, true),"
+                " pg_catalog.set_config('max_parallel_maintenance_workers', %s, true)",
+                (f"{plan.memory_bytes // 1024}kB", str(plan.workers)),
+            )
+            cursor.execute(sql.SQL(index.definition))
+        ledger.mark_rebuilt(cursor, index)
+
+
+def _plan(session: Session, table: Table, dimensions: int) -> BuildPlan:
+    ((memory, workers),) = session.rows(
+        "SELECT (SELECT setting::pg_catalog.int8 * 1024 FROM pg_catalog.pg_settings"
+        " WHERE name = 'maintenance_work_mem'),"
+        " pg_catalog.current_setting('max_parallel_maintenance_workers')::pg_catalog.int4"
+    )
+    ((rows,),) = session.rows(sql.SQL("SELECT pg_catalog.count(*) FROM ONLY {}").format(table.identifier))
+    assert table.extension is not None
+    return plan_build(rows, dimensions, table.extension, memory, workers)
+
+
+def _watch(crew: Crew, target: Endpoint, backend: int, name: str, done: threading.Event) -> None:
+    """Emit the build's progress from a second connection; a build goes on without one."""
+    started = clock()
+    with suppress(PipelineError), crew.session(target, "progress") as session:
+        while not done.wait(PROGRESS_SECONDS):
+            with session.transaction(read_only=True) as cursor:
+                progress = read_progress(cursor, backend)
+            if progress is not None:
+                crew.emit(IndexProgress(name=name, phase=progress[0], fraction=progress[1], seconds=clock() - started))
+
+
+def analyze(session: Session, table: Table) -> None:
+    """Refresh the planner's statistics: an index on a table without them is not chosen."""
+    with session.transaction() as cursor:
+        cursor.execute(sql.SQL("ANALYZE {}").format(table.identifier))

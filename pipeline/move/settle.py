@@ -1,0 +1,110 @@
+"""After the load: passes over what changed on the source, until one finds nothing."""
+
+from functools import partial
+
+from pipeline import ledger
+from pipeline.check.changes import Key, changed_keys, key_sums, keys_in_buckets
+from pipeline.events import Reconciled, Warned
+from pipeline.move.lease import Lease
+from pipeline.move.plan import Job, count_rows
+from pipeline.move.reconcile import Outcome, reconcile
+from pipeline.move.retry import with_retries
+from pipeline.postgres.crew import Crew
+from pipeline.postgres.database import Session, clock, horizon
+
+# A source with a steady writer never holds still; after this many passes the next command goes on.
+MAX_PASSES = 10
+BATCH_KEYS = 2_000
+
+
+def settle(crew: Crew, job: Job, lease: Lease, deadline_seconds: float) -> None:
+    """Reconcile what changed since the run's horizon, pass by pass, each from the one before's horizon.
+
+    Every pass is recorded by moving the run's horizon, so that an interrupted one is done again and a
+    finished one is not. A source that was quiet costs two scans of its heap and one of the target's.
+    """
+    since = job.run.source_horizon
+    for number in range(1, MAX_PASSES + 1):
+        started = clock()
+        work = partial(_pass, crew, job, lease, since)
+        changed, since, outcome = with_retries(crew, "the pass over changed rows", deadline_seconds, work)
+        crew.emit(
+            Reconciled(
+                number=number,
+                changed=changed,
+                upserted=outcome.inserted + outcome.updated,
+                deleted=outcome.deleted,
+                seconds=clock() - started,
+            )
+        )
+        if changed == 0:
+            return
+    crew.emit(
+        Warned(
+            fact=f"the source still changes: {changed} rows in the last of {MAX_PASSES} passes",
+            hint="run pipeline verify once its writers are quiet",
+        )
+    )
+
+
+def _pass(crew: Crew, job: Job, lease: Lease, since: int, _attempt: int) -> tuple[int, int, Outcome]:
+    """Do one pass; return how many keys it found, its own horizon, and what it wrote."""
+    with (
+        crew.session(job.source, lease.purpose) as source,
+        crew.session(job.source, lease.purpose) as reader,
+        crew.session(job.target, lease.purpose) as target,
+    ):
+        with source.transaction(read_only=True) as cursor:
+            now = horizon(cursor)
+        total = Outcome(inserted=0, updated=0, deleted=0)
+        found = 0
+        for keys in changed_keys(source, job.source_table, since):
+            found += len(keys)
+            total = _apply(crew, job, lease, (reader, target), keys, total)
+        vanished = _vanished_keys(crew, job, (source, target))
+        for first in range(0, len(vanished), BATCH_KEYS):
+            total = _apply(crew, job, lease, (reader, target), vanished[first : first + BATCH_KEYS], total)
+        with target.transaction(then=lease.guard) as cursor:
+            ledger.check_guard(cursor)
+            ledger.move_horizon(cursor, job.run.id, now)
+    return found + len(vanished), now, total
+
+
+def _apply(
+    crew: Crew, job: Job, lease: Lease, sessions: tuple[Session, Session], keys: list[Key], total: Outcome
+) -> Outcome:
+    crew.check()
+    done = reconcile(*sessions, job.tables, job.columns, keys, lease)
+    return Outcome(
+        inserted=total.inserted + done.inserted,
+        updated=total.updated + done.updated,
+        deleted=total.deleted + done.deleted,
+    )
+
+
+def _vanished_keys(crew: Crew, job: Job, sessions: tuple[Session, Session]) -> list[Key]:
+    """Return the keys that one side has and the other has not: deleted on the source, or not yet there.
+
+    A key that only the target has may go only while the run's books account for every row there;
+    rows that somebody else wrote are reported and left alone.
+    """
+    source, target = sessions
+    theirs = crew.start(key_sums, target, job.target_table)
+    buckets = key_sums(source, job.source_table).differing(theirs.result())
+    if not buckets:
+        return []
+    here = keys_in_buckets(source, job.source_table, buckets)
+    there = keys_in_buckets(target, job.target_table, buckets)
+    missing, extra = here - there, there - here
+    with target.transaction(read_only=True) as cursor:
+        foreign = count_rows(cursor, job.target_table) - ledger.rows_brought(cursor, job.run.id)
+    if foreign and extra:
+        crew.emit(
+            Warned(
+                fact=f"{target.label} has {len(extra)} rows that the source has not, and {foreign} rows"
+                " that this run did not bring: they stay",
+                hint="run pipeline verify, which names them",
+            )
+        )
+        return sorted(missing)
+    return sorted(missing | extra)

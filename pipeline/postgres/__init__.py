@@ -1,0 +1,1 @@
+"""One PostgreSQL server: connections, the shape of a table, slices and indexes."""

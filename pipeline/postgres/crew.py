@@ -1,0 +1,146 @@
+"""Threads that work on servers while the main thread waits, and that stop within two seconds.
+
+Ctrl-C does nothing while psycopg2 is inside libpq in the main thread, so nothing of ours is there.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager, suppress
+from typing import Any, ParamSpec, TypeVar
+
+from pipeline.errors import StoppedError
+from pipeline.events import Event
+from pipeline.postgres.database import Session, clock
+from pipeline.settings import Endpoint
+
+P = ParamSpec("P")
+T = TypeVar("T")
+# How long a polite cancel may take before the connections are cut, and then the threads' last wait.
+CANCEL_SECONDS = 0.7
+ABORT_SECONDS = 0.8
+TICK_SECONDS = 0.25
+_EVENTS_HELD = 1000
+
+
+class Crew:
+    """Daemon threads, the sessions that they hold, and one bounded queue of their events."""
+
+    def __init__(self) -> None:
+        self.stopping = threading.Event()
+        self._events: queue.Queue[Event] = queue.Queue(_EVENTS_HELD)
+        self._threads: list[threading.Thread] = []
+        self._sessions: set[Session] = set()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def session(self, endpoint: Endpoint, purpose: str) -> Iterator[Session]:
+        """Yield a new session that ``close`` can cancel from outside. Raises PipelineError."""
+        self.check()
+        session = Session(endpoint, purpose)
+        with self._lock:
+            self._sessions.add(session)
+        try:
+            self.check()
+            yield session
+        finally:
+            with self._lock:
+                self._sessions.discard(session)
+            session.close()
+
+    def check(self) -> None:
+        """Raise StoppedError once the crew is stopping: called between steps of long work."""
+        if self.stopping.is_set():
+            raise StoppedError("stopped", "run the command again to go on")
+
+    def emit(self, event: Event) -> None:
+        """Hand an event to the main thread; waits while it is behind, unless the crew is stopping."""
+        while not self.stopping.is_set():
+            with suppress(queue.Full):
+                self._events.put(event, timeout=TICK_SECONDS)
+                return
+
+    def start(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
+        """Run ``work`` in a thread of its own."""
+        future: Future[T] = Future()
+
+        def body() -> None:
+            try:
+                future.set_result(work(*args, **kwargs))
+            except BaseException as error:  # noqa: BLE001 - raised again where the future is asked
+                future.set_exception(error)
+
+        thread = threading.Thread(target=body, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+        return future
+
+    def call(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run ``work`` in a thread and wait for its result; signals reach the waiting main thread."""
+        return self.start(work, *args, **kwargs).result()
+
+    def pause(self, seconds: float) -> None:
+        """Sleep, but no longer than until the crew stops. Raises StoppedError then."""
+        self.stopping.wait(seconds)
+        self.check()
+
+    def follow(
+        self,
+        futures: "Sequence[Future[T]]",
+        tick: Callable[[], Event] | None = None,
+        guards: "Sequence[Future[None]]" = (),
+    ) -> Iterator[Event]:
+        """Yield events until every future is done; then raise the first failure, if there was one.
+
+        ``tick`` makes an event every quarter of a second. ``guards`` are not waited for, but their
+        failure counts. A failure stops the whole crew.
+        """
+        pending: set[Future[T]] = set(futures)
+        ticked = clock()
+        while pending:
+            done, pending = wait(pending, timeout=0, return_when=FIRST_COMPLETED)
+            ended: list[Future[Any]] = [*done, *(guard for guard in guards if guard.done())]
+            for future in ended:
+                if future.exception() is not None:
+                    yield from self._drain()
+                    self.close()
+                    future.result()
+            if pending:
+                with suppress(queue.Empty):
+                    yield self._events.get(timeout=TICK_SECONDS / 2)
+            if tick is not None and clock() - ticked >= TICK_SECONDS:
+                ticked = clock()
+                yield tick()
+        yield from self._drain()
+        if tick is not None:
+            yield tick()
+
+    def _drain(self) -> Iterator[Event]:
+        with suppress(queue.Empty):
+            while True:
+                yield self._events.get_nowait()
+
+    def close(self) -> None:
+        """Stop everything: first cancel the statements, then cut the connections, then let go."""
+        self.stopping.set()
+        for how, seconds in (("cancel", CANCEL_SECONDS), ("abort", ABORT_SECONDS)):
+            if not any(thread.is_alive() for thread in self._threads):
+                return
+            with self._lock:
+                sessions = list(self._sessions)
+            for session in sessions:
+                # A cancel is a connection of its own, which a dead network swallows.
+                threading.Thread(target=getattr(session, how), daemon=True).start()
+            self._join(seconds)
+
+    def _join(self, seconds: float) -> None:
+        deadline = clock() + seconds
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - clock()))
+
+    def __enter__(self) -> "Crew":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,1 @@
+"""The application's side: the repository of embeddings and what turns text into vectors."""

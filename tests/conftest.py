@@ -1,0 +1,143 @@
+"""Real servers for the tests: 16 as legacy, 18 as main, 16.2 as an old legacy; a database per test."""
+
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import psycopg2
+import pytest
+from psycopg2 import sql
+
+from pipeline.demo.servers import Server, create_server, kill_server
+from tests.support import CANARY, Database, clean_environment, environment, run
+
+FOLDER_PREFIX = "pipeline-tests-"
+# Durability against a crash of the operating system is not under test; a killed server is.
+SERVER_SETTINGS = {
+    "fsync": "off",
+    "max_connections": "60",
+    "wal_level": "logical",
+    "max_wal_size": "2GB",
+    "log_statement": "none",
+}
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _environment_without_servers() -> Iterator[None]:
+    kept = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(clean_environment())
+    yield
+    os.environ.clear()
+    os.environ.update(kept)
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Callable[[str], Server]]:
+    """Return a function from a release to its running server, started at the first call."""
+    _reap_leftovers()
+    root = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-"))
+    root.chmod(0o711)
+    started: dict[str, Server] = {}
+
+    def get(release: str) -> Server:
+        if release not in started:
+            started[release] = create_server(root / release, release, CANARY, SERVER_SETTINGS)
+        return started[release]
+
+    yield get
+    for server in started.values():
+        kill_server(server.folder)
+    shutil.rmtree(root, ignore_errors=True)
+
+
+def _reap_leftovers() -> None:
+    """End servers of an earlier run that was killed: they outlive their parent."""
+    for root in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
+        owner = int(root.name.removeprefix(FOLDER_PREFIX).split("-")[0])
+        if not Path(f"/proc/{owner}").exists():
+            for folder in root.iterdir():
+                kill_server(folder)
+            shutil.rmtree(root, ignore_errors=True)
+
+
+def _administrate(server: Server, *statements: sql.Composable) -> None:
+    with closing(Database(server=server, name="postgres").connect()) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+
+
+@pytest.fixture
+def new_database(servers: Callable[[str], Server]) -> Iterator[Callable[..., Database]]:
+    """Return a function that makes a database on a release's server; all are dropped after the test."""
+    made: list[Database] = []
+
+    def make(release: str, template: str = "template1") -> Database:
+        database = Database(server=servers(release), name=f"t{next(_numbers)}")
+        _administrate(
+            database.server,
+            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(database.name), sql.Identifier(template)),
+        )
+        made.append(database)
+        return database
+
+    yield make
+    for database in made:
+        _administrate(
+            database.server, sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(database.name))
+        )
+
+
+@pytest.fixture(scope="session")
+def main_template(servers: Callable[[str], Server]) -> Callable[[int], str]:
+    """Return a function from a dimension to a template database on 18 at ``alembic upgrade head``."""
+    made: dict[int, str] = {}
+
+    def get(dimensions: int) -> str:
+        if dimensions not in made:
+            server = servers("18")
+            name = f"template_{dimensions}"
+            _administrate(server, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+            template = Database(server=server, name=name)
+            run(
+                "alembic", "upgrade", "head", env=environment(main=template, EMBEDDING_DIMENSIONS=str(dimensions))
+            ).expect(0)
+            made[dimensions] = name
+        return made[dimensions]
+
+    return get
+
+
+@pytest.fixture
+def legacy(new_database: Callable[..., Database]) -> Database:
+    """Return an empty database on the legacy server, with the extension."""
+    database = new_database("16")
+    database.execute("CREATE EXTENSION vector")
+    return database
+
+
+@pytest.fixture
+def empty_main(new_database: Callable[..., Database]) -> Database:
+    """Return an empty database on the main server: no extension, no table, no ledger."""
+    return new_database("18")
+
+
+@pytest.fixture
+def main(new_database: Callable[..., Database], main_template: Callable[[int], str]) -> Database:
+    """Return a database on the main server at ``alembic upgrade head``, 768 dimensions."""
+    return new_database("18", main_template(768))
+
+
+@pytest.fixture
+def connected(legacy: Database) -> Iterator[psycopg2.extensions.connection]:
+    """Return an open connection to the legacy database."""
+    with closing(legacy.connect()) as connection:
+        yield connection
