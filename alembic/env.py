@@ -116,7 +116,9 @@ def _run_as_process(steps: Steps) -> None:
             isolation_level="READ COMMITTED",
             hide_parameters=True,
         )
-        with _translated(session.label, lambda: session.lost), engine.connect() as connection:
+        translated = partial(_translated, session.label, lambda: session.lost)
+        # Inside too: once the block has closed the connection, every error would look like a lost one.
+        with translated(), engine.connect() as connection, translated():
             _run_online(connection, settings, steps)
 
 

@@ -209,6 +209,57 @@ def status(env_file: Path | None, target: str, as_json: bool) -> None:
         print_state(state)
 
 
+@cli.command()
+@click.argument("text")
+@_env_file
+@click.option("--k", type=click.IntRange(1, 1_000), default=4, show_default=True, help="Return this many passages.")
+@_as_json
+def search(text: str, env_file: Path | None, k: int, as_json: bool) -> None:
+    """Search main for TEXT, as the application will: embedded by Ollama, nearest first."""
+    from pipeline.search.embedders import OllamaEmbedder
+    from pipeline.search.repository import EmbeddingRepository, engine_for
+    from pipeline.show.tables import print_hits, print_json
+
+    settings = Settings.load(env_file)
+    engine = engine_for(settings.endpoint("main"))
+    embedder = OllamaEmbedder(settings.ollama_url, settings.ollama_model, settings.dimensions)
+    hits = EmbeddingRepository(engine, settings.table, embedder).search(text, k)
+    if as_json:
+        print_json({"query": text, "hits": [{**asdict(hit), "id": str(hit.id)} for hit in hits]})
+    else:
+        print_hits(hits)
+
+
+@cli.command()
+@click.option(
+    "--rows",
+    type=click.IntRange(1, 1_000_000),
+    metavar="N",
+    help="Fill legacy with N rows: fewer passages, or repeated ones with perturbed vectors.  [default: the corpus]",
+)
+@click.option("--keep", is_flag=True, help="Leave the servers running, with a ready .env file.")
+@click.option("--stop", is_flag=True, help="End a kept demo and remove everything.")
+def demo(rows: int | None, keep: bool, stop: bool) -> None:
+    """Play the whole move on two embedded servers with a real corpus; needs no database of yours."""
+    if stop and (keep or rows is not None):
+        raise click.UsageError("--stop goes alone")
+    try:
+        from pipeline.demo import story
+    except ModuleNotFoundError as error:
+        raise PipelineError(f"the demo needs {error.name}", 'pip install "embeddings-pipeline[demo]"') from error
+    if stop:
+        click.echo("the demo is gone" if story.stop() else "there was no demo")
+        return
+    step = 0
+    for line in story.tell(rows, keep):
+        if line.heading:
+            step += 1
+            click.echo(click.style(f"\n{step}  {line.text}", bold=True))
+        else:
+            click.echo(f"   {line.text}")
+        sys.stdout.flush()
+
+
 def _observed(events: Iterator[Event]) -> Generator[Event, None, None]:
     """Show events as they come, on a terminal as bars and elsewhere as log lines, and hand them on."""
     from pipeline.show.log import LogObserver, configure

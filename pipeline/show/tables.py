@@ -1,10 +1,12 @@
 """Results as tables on stdout, plain where it is no terminal."""
 
 import json
+import os
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.table import Table
@@ -12,10 +14,25 @@ from rich.text import Text
 
 from pipeline.events import CheckDone
 from pipeline.settings import Origin
-from pipeline.show.figures import duration, plural, printable, size
+from pipeline.show.figures import duration, printable, size
 from pipeline.status import State
 
 SCHEMA_VERSION = 1
+
+
+class Found(Protocol):
+    """What a search returns, as far as it is shown."""
+
+    @property
+    def content(self) -> str | None:
+        """Return the row's text."""
+
+    @property
+    def distance(self) -> float:
+        """Return the distance from the query."""
+
+
+_WIDTH_OF_FILES = 200
 _STYLES = {"pass": "green", "fail": "bold red", "partial": "bold yellow", "done": "green", "interrupted": "yellow"}
 
 
@@ -36,14 +53,22 @@ def print_text(text: str) -> None:
     sys.stdout.write(printable(text) + "\n")
 
 
+def _console() -> Console:
+    """Return a console as wide as the terminal; a file or pipe gets lines that are not folded."""
+    wide = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else _WIDTH_OF_FILES
+    return Console(highlight=False, width=wide)
+
+
 def _print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> None:
-    console = Console(highlight=False, soft_wrap=False)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(cell), style=_STYLES.get(cell, "")) for cell in row))
-    console.print(table)
+    with (console := _console()).capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        sys.stdout.write(line.rstrip() + "\n")
 
 
 def print_settings(origins: Sequence[Origin], endpoints: dict[str, str]) -> None:
@@ -82,28 +107,28 @@ def print_state(state: State) -> None:
         print_text("no run yet. next: pipeline copy --from legacy --to main")
         return
     _print_table(
-        ("run", "table", "phase", "slices", "rows", "size", "indexes", "began", "from"),
+        ("run", "phase", "slices", "rows", "size", "indexes", "began", "table"),
         [
             (
                 str(run.id),
-                run.table,
                 run.phase,
                 f"{run.slices_done}/{run.slices}",
                 f"{run.rows:,}",
                 size(run.bytes),
-                f"{run.indexes_missing} to build"
-                if run.indexes_missing
-                else plural(run.indexes_deferred, "built").rstrip("s"),
+                f"{run.indexes_missing} to build" if run.indexes_missing else f"{run.indexes_deferred} built",
                 _moment(run.started),
-                run.source,
+                run.table,
             )
             for run in state.runs
         ],
         right=("run", "slices", "rows", "size"),
     )
+    print_text("")
     for run in state.runs:
-        if run.holder:
-            print_text(f"run {run.id} is held by {run.holder}")
+        held = f", held by {run.holder}" if run.holder else ""
+        print_text(f"run {run.id}: {run.source} -> {run.target}{held}")
+        if run.phase == "interrupted":
+            print_text("next: pipeline copy --from legacy --to main, which goes on where it was")
     if state.verdicts:
         print_text("")
         _print_table(
@@ -112,5 +137,18 @@ def print_state(state: State) -> None:
         )
 
 
+def print_hits(hits: Sequence[Found]) -> None:
+    """Print what a search found: distance, source, and the beginning of the text."""
+    if not hits:
+        print_text("nothing found")
+        return
+    width = _console().width
+    for place, hit in enumerate(hits, 1):
+        text = " ".join((hit.content or "").split())
+        print_text(
+            f"{place}. {hit.distance:.4f}  {textwrap.shorten(text, width=max(40, 2 * width - 14), placeholder=' …')}"
+        )
+
+
 def _moment(at: datetime) -> str:
-    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")

@@ -704,6 +704,10 @@ def test_extension_is_looked_up_once_and_again_after_it_moved(empty_main: Databa
         repository.search("q")
     assert len(repository.search("q")) == 3
     assert len(looked) == 2
+    empty_main.execute("ALTER SCHEMA moved RENAME TO again")
+    with pytest.raises(StatementError, match="has moved"):
+        repository.search("q")
+    assert len(repository.search("q")) == 3
     event.remove(engine, "before_cursor_execute", watch)
 
 
