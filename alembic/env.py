@@ -38,18 +38,16 @@ from pipeline.search.table import Vector, embeddings_table
 from pipeline.settings import Settings
 
 VERSION_TABLE = "alembic_version"
-# Where another transaction holds what we need, give up: the application waits behind our request.
-LOCK_TIMEOUT = "5s"
-# "pipeline" in ASCII. The lock ends with the transaction, so a transaction pooler cannot orphan it.
-ADVISORY_LOCK = 0x706970656C696E65
-# Every transaction begins with these. Row security would hide rows from the guard of a downgrade.
+# Every transaction begins with these. Where another one holds what we need, give up soon: the application
+# waits behind our request. Row security would hide rows from the guard of a downgrade.
 TRANSACTION_SETTINGS = (
     "SELECT pg_catalog.set_config('search_path', '', true)",
-    f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'",
+    "SET LOCAL lock_timeout = '5s'",
     "SET LOCAL statement_timeout = 0",
     "SET LOCAL row_security = off",
 )
-LOCK = f"SELECT pg_catalog.pg_advisory_xact_lock({ADVISORY_LOCK})"
+# "pipeline" in ASCII, as a number. It ends with the transaction, so a transaction pooler cannot orphan it.
+LOCK = "SELECT pg_catalog.pg_advisory_xact_lock(8100128985715404389)"
 OPTIONS = ("env_file", "extension_schema", "drop_rows")
 DIALECT = "postgresql+psycopg2://"
 QUERY_CANCELED = "57014"

@@ -1,18 +1,25 @@
 """The settings: environment and ``.env`` to endpoints and the table mapping. Opens no connection."""
 
-import ipaddress
 import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
+from pipeline.endpoints import (
+    DEFAULT_PORT,
+    Endpoint,
+    Secret,
+    boolean,
+    endpoint_from_url,
+    endpoint_from_variables,
+    required_text,
+    unusable,
+    whole_number,
+)
 from pipeline.envfile import Value, read_env_file
 from pipeline.errors import SettingsError
 
-SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-DEFAULT_PORT = 5432
 DEFAULT_SCHEMA = "public"
 DEFAULT_DIMENSIONS = 768
 # pgvector's own limit for the types vector and halfvec.
@@ -55,72 +62,12 @@ DEFAULTS: dict[str, str | None] = {
     "USE_MOCK_EMBEDDINGS": "false",
 }
 SECRET_VARIABLES = frozenset(name for name in DEFAULTS if name.endswith("_PASSWORD"))
-_TRUE = frozenset({"true", "1", "yes", "on"})
-_FALSE = frozenset({"false", "0", "no", "off"})
-
-
-class Secret:
-    """Hold a text that no repr, str, format, log or pickle shows."""
-
-    __slots__ = ("_text",)
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def reveal(self) -> str:
-        """Return the text itself, for the one call that connects."""
-        return self._text
-
-    def __repr__(self) -> str:
-        return "Secret(********)"
-
-    def __str__(self) -> str:
-        return "********"
-
-    def __format__(self, spec: str) -> str:
-        return format(str(self), spec)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and other._text == self._text
-
-    def __hash__(self) -> int:
-        return hash(self._text)
-
-    def __reduce__(self) -> tuple[object, ...]:
-        raise TypeError("a secret is not pickled")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
-    """A PostgreSQL database by name: ``legacy``, ``main``, or ``url``.
-
-    ``password`` is None where libpq's own ways (``.pgpass``, ``PGPASSFILE``) apply.
-    """
-
-    name: str
-    host: str
-    port: int
-    user: str
-    database: str
-    password: Secret | None = None
-    sslmode: str = "prefer"
-    sslrootcert: str | None = None
-
-    @property
-    def label(self) -> str:
-        """Return ``user@host:port/database``: what may be shown, logged and stored."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.user}@{host}:{self.port}/{self.database}"
-
-    @property
-    def is_local(self) -> bool:
-        """Return whether the host is a Unix socket or a loopback address."""
-        if self.host.startswith(("/", "@")) or self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+_COLUMN_VARIABLES = {
+    "id": "PGVECTOR_COL_ID",
+    "content": "PGVECTOR_COL_CONTENT",
+    "metadata": "PGVECTOR_COL_METADATA",
+    "embedding": "PGVECTOR_COL_VECTOR",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,15 +119,15 @@ class Settings:
         Raises SettingsError with the file, line and variable of the first unusable value.
         """
         values = _read_values(env_file, os.environ if environ is None else environ)
-        url = _text(values, "OLLAMA_BASE_URL").rstrip("/")
+        url = required_text(values, "OLLAMA_BASE_URL", DEFAULTS["OLLAMA_BASE_URL"]).rstrip("/")
         if not url.startswith(("http://", "https://")):
-            raise _bad(values, "OLLAMA_BASE_URL", "is not an http:// or https:// address")
+            raise unusable(values, "OLLAMA_BASE_URL", "is not an http:// or https:// address")
         return cls(
             table=_table_mapping(values),
-            dimensions=_integer(values, "EMBEDDING_DIMENSIONS", 1, MAX_DIMENSIONS),
+            dimensions=whole_number(values, "EMBEDDING_DIMENSIONS", 1, MAX_DIMENSIONS, str(DEFAULT_DIMENSIONS)),
             ollama_url=url,
-            ollama_model=_text(values, "OLLAMA_EMBEDDINGS_MODEL"),
-            use_mock=_boolean(values, "USE_MOCK_EMBEDDINGS"),
+            ollama_model=required_text(values, "OLLAMA_EMBEDDINGS_MODEL", DEFAULTS["OLLAMA_EMBEDDINGS_MODEL"]),
+            use_mock=boolean(values, "USE_MOCK_EMBEDDINGS", DEFAULTS["USE_MOCK_EMBEDDINGS"]),
             values=values,
         )
 
@@ -191,12 +138,12 @@ class Settings:
         the two groups are never mixed. Raises SettingsError.
         """
         if name == "main":
-            return _endpoint(self.values, name, "DB", "DB_NAME")
+            return endpoint_from_variables(self.values, name, "DB", "DB_NAME")
         if name == "legacy":
             prefix = self.legacy_prefix
-            return _endpoint(self.values, name, prefix, f"{prefix}_DB")
+            return endpoint_from_variables(self.values, name, prefix, f"{prefix}_DB")
         if "://" in name:
-            return _endpoint_from_url(name)
+            return endpoint_from_url(name)
         raise SettingsError(
             # Only a plain word is repeated: anything else may be a connection string with a password.
             f"there is no endpoint named {name}"
@@ -236,48 +183,11 @@ def _read_values(env_file: Path | None, environ: Mapping[str, str]) -> dict[str,
             values[name] = Value(text=environ[name], where="environment")
     for name, value in values.items():
         if "\0" in value.text:
-            raise _bad(values, name, "holds a NUL character")
+            raise unusable(values, name, "holds a NUL character")
         # The environment's bytes that are not UTF-8 arrive as lone surrogates.
         if any("\ud800" <= character <= "\udfff" for character in value.text):
-            raise _bad(values, name, "is not UTF-8")
+            raise unusable(values, name, "is not UTF-8")
     return values
-
-
-def _bad(values: Mapping[str, Value], name: str, what: str, hint: str = "") -> SettingsError:
-    where = values[name].where if name in values else "default"
-    return SettingsError(f"{name} ({where}) {what}", hint or "pipeline settings shows every value and its place")
-
-
-def _text(values: Mapping[str, Value], name: str) -> str:
-    """Return a required value, or its default where it is not set; never an empty one."""
-    value = values.get(name)
-    if value is None:
-        default = DEFAULTS[name]
-        if default is None:
-            raise SettingsError(f"{name} is not set", f"set {name} in the environment or in .env")
-        return default
-    if not value.text.strip():
-        raise _bad(values, name, "is empty", f"give {name} a value, or take the line out")
-    return value.text
-
-
-def _optional(values: Mapping[str, Value], name: str) -> str | None:
-    value = values.get(name)
-    return value.text if value is not None and value.text else None
-
-
-def _integer(values: Mapping[str, Value], name: str, low: int, high: int) -> int:
-    text = _text(values, name).strip()
-    if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
-        raise _bad(values, name, f"is not a whole number from {low} to {high}")
-    return int(text)
-
-
-def _boolean(values: Mapping[str, Value], name: str) -> bool:
-    text = _text(values, name).strip().lower()
-    if text not in _TRUE | _FALSE:
-        raise _bad(values, name, "is neither true nor false")
-    return text in _TRUE
 
 
 def check_identifier(name: str) -> str | None:
@@ -292,127 +202,26 @@ def check_identifier(name: str) -> str | None:
 
 
 def _table_mapping(values: Mapping[str, Value]) -> TableMapping:
-    names = {
-        part: _text(values, f"PGVECTOR_COL_{variable}")
-        for part, variable in (
-            ("id", "ID"),
-            ("content", "CONTENT"),
-            ("metadata", "METADATA"),
-            ("embedding", "VECTOR"),
-        )
-    }
+    names = {part: required_text(values, variable, DEFAULTS[variable]) for part, variable in _COLUMN_VARIABLES.items()}
     for part, name in names.items():
-        variable = f"PGVECTOR_COL_{'VECTOR' if part == 'embedding' else part.upper()}"
+        variable = _COLUMN_VARIABLES[part]
         if wrong := check_identifier(name):
-            raise _bad(values, variable, wrong)
+            raise unusable(values, variable, wrong)
         if list(names.values()).count(name) > 1:
-            raise _bad(values, variable, "names a column that another variable names too")
+            raise unusable(values, variable, "names a column that another variable names too")
     schema, table = _split_table(values)
     return TableMapping(schema=schema, table=table, **names)
 
 
 def _split_table(values: Mapping[str, Value]) -> tuple[str, str]:
     """Split ``table``, ``schema.table`` or ``"Schema"."Table"`` (quotes only to protect dots and quotes)."""
-    text = _text(values, "PGVECTOR_TABLE").strip()
+    text = required_text(values, "PGVECTOR_TABLE", DEFAULTS["PGVECTOR_TABLE"]).strip()
     part = r'(?:"(?:[^"]|"")+"|[^".]+)'
     if not re.fullmatch(rf"{part}(?:\.{part})?", text):
         hint = 'write table, schema.table or "Schema"."Table"'
-        raise _bad(values, "PGVECTOR_TABLE", "is not a table name", hint)
+        raise unusable(values, "PGVECTOR_TABLE", "is not a table name", hint)
     parts = [p[1:-1].replace('""', '"') if p.startswith('"') else p for p in re.findall(part, text)]
     for name in parts:
         if wrong := check_identifier(name):
-            raise _bad(values, "PGVECTOR_TABLE", wrong)
+            raise unusable(values, "PGVECTOR_TABLE", wrong)
     return (parts[0], parts[1]) if len(parts) == 2 else (DEFAULT_SCHEMA, parts[0])
-
-
-def _endpoint(values: Mapping[str, Value], name: str, prefix: str, database: str) -> Endpoint:
-    rootcert = _optional(values, f"{prefix}_SSLROOTCERT")
-    password = _optional(values, f"{prefix}_PASSWORD")
-    return Endpoint(
-        name=name,
-        host=_host(values, f"{prefix}_HOST"),
-        port=_integer(values, f"{prefix}_PORT", 1, 65535),
-        user=_text(values, f"{prefix}_USER"),
-        database=_text(values, database),
-        password=None if password is None else Secret(password),
-        sslmode=_ssl_mode(values, f"{prefix}_SSL", rootcert),
-        sslrootcert=rootcert,
-    )
-
-
-def _host(values: Mapping[str, Value], name: str) -> str:
-    """Return a host name, address or socket folder: whatever it is, it will be shown in every label."""
-    text = _text(values, name).strip()
-    if not text.startswith(("/", "@")) and re.search(r"[/@=\s]", text):
-        raise _bad(
-            values, name, "is not a host name", f"give the name alone; port and user have their own {name[:-4]}*"
-        )
-    return text
-
-
-def _ssl_mode(values: Mapping[str, Value], name: str, rootcert: str | None) -> str:
-    # Whoever names the certificate alone wants it to be checked.
-    text = (_optional(values, name) or ("true" if rootcert else "false")).strip().lower()
-    if text in _TRUE:
-        return "verify-full" if rootcert else "require"
-    if text in _FALSE:
-        return "prefer"
-    if text not in SSL_MODES:
-        hint = f"the modes are {', '.join(SSL_MODES)}"
-        raise _bad(values, name, "is neither true, false nor an SSL mode", hint)
-    return text
-
-
-def _endpoint_from_url(url: str) -> Endpoint:
-    """Parse a URL by our own rules: the driver's messages quote what may be a password."""
-    try:
-        parts = urlsplit(url)
-        port = DEFAULT_PORT if parts.port is None else parts.port
-        options = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query), errors="strict")
-        host, user, database = (
-            unquote(text, errors="strict")
-            for text in (_url_host(parts), parts.username or "", parts.path.removeprefix("/"))
-        )
-    except ValueError:
-        # The standard library's messages quote what they could not read: not kept as the cause.
-        raise SettingsError("the URL cannot be read", _URL_HINT) from None
-    query = dict(options)
-    _check_url(parts, query)
-    if len(options) > len(query) or (host and "host" in query):
-        raise SettingsError("the URL says something twice", _URL_HINT)
-    host = host or query.get("host", "")
-    for what, value in (("host", host), ("user", user), ("database", database)):
-        if not value or "\0" in value:
-            raise SettingsError(f"the URL names no {what}", _URL_HINT)
-    if unknown := set(query) - {"sslmode", "sslrootcert", "host"}:
-        raise SettingsError(f"the URL's option {sorted(unknown)[0]!r} is not known here", _URL_HINT)
-    rootcert = query.get("sslrootcert") or None
-    sslmode = query.get("sslmode", "verify-full" if rootcert else "prefer")
-    if sslmode not in SSL_MODES:
-        raise SettingsError("the URL's sslmode is unknown", f"the modes are {', '.join(SSL_MODES)}")
-    if not port:
-        raise SettingsError("the URL's port is not from 1 to 65535", _URL_HINT)
-    return Endpoint(
-        name="url", host=host, port=port, user=user, database=database, sslmode=sslmode, sslrootcert=rootcert
-    )
-
-
-_URL_HINT = "write postgresql://user@host:port/database, with ?sslmode= and ?sslrootcert= where wanted"
-
-
-def _url_host(parts: SplitResult) -> str:
-    """Return the host in its own case: ``hostname`` is folded, and would name another socket folder."""
-    text = parts.netloc.rpartition("@")[2]
-    return text[1:].partition("]")[0] if text.startswith("[") else text.partition(":")[0]
-
-
-def _check_url(parts: SplitResult, query: Mapping[str, str]) -> None:
-    if parts.scheme not in ("postgresql", "postgres", "postgresql+psycopg2"):
-        raise SettingsError("the URL does not begin with postgresql://", _URL_HINT)
-    if parts.password is not None or "password" in query:
-        raise SettingsError(
-            "the URL holds a password, and a command line can be read by every user of this machine",
-            "leave it out and put it into ~/.pgpass, or set DB_* or PGVECTOR_* and say main or legacy",
-        )
-    if parts.fragment:
-        raise SettingsError("the URL has a part after #", _URL_HINT)

@@ -4,9 +4,9 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 
 from pipeline import ledger
+from pipeline.endpoints import Endpoint
 from pipeline.postgres.crew import Crew
 from pipeline.postgres.database import Cursor
-from pipeline.settings import Endpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

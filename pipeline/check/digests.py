@@ -56,10 +56,13 @@ class Difference:
     key: str
 
 
-def hash_sql(table: Table, columns: Sequence[str]) -> sql.Composable:
-    """Return a 64-bit hash over the binary send forms of columns, equal on every server from 14 on."""
+def hash_sql(table: Table, columns: Sequence[str], alias: str | None = None) -> sql.Composable:
+    """Return a 64-bit hash over the binary send forms of columns, equal on every server from 14 on.
+
+    ``alias`` is what the table is called in the statement, where the bare names would be ambiguous.
+    """
     return sql.SQL("pg_catalog.hash_record_extended(ROW({}), 0)").format(
-        sql.SQL(", ").join(_send_sql(table, name) for name in columns)
+        sql.SQL(", ").join(_send_sql(table, name, alias) for name in columns)
     )
 
 
@@ -68,10 +71,11 @@ def key_texts_sql(table: Table) -> sql.Composable:
     return sql.SQL(", ").join(sql.SQL("{}::pg_catalog.text").format(sql.Identifier(name)) for name in table.key)
 
 
-def _send_sql(table: Table, name: str) -> sql.Composable:
+def _send_sql(table: Table, name: str, alias: str | None = None) -> sql.Composable:
     column = table.column(name)
     assert column is not None
-    return sql.SQL("{}({})").format(sql.Identifier(*column.send), sql.Identifier(name))
+    place = sql.Identifier(name) if alias is None else sql.Identifier(alias, name)
+    return sql.SQL("{}({})").format(sql.Identifier(*column.send), place)
 
 
 def check_versions(sessions: Sequence[Session]) -> None:

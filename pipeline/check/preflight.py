@@ -11,6 +11,8 @@ from pipeline.postgres.tables import KINDS, VECTOR_TYPES, Column, Table
 from pipeline.settings import TableMapping
 
 Severity = Literal["refuse", "warn", "note"]
+# The ends of the variables that name the columns, in the order of TableMapping.columns.
+_VARIABLES = ("ID", "CONTENT", "METADATA", "VECTOR")
 # How many of a kind a message names before it only counts the rest.
 EXAMPLES = 5
 
@@ -25,9 +27,18 @@ class Finding:
 
 
 def check_tables(
-    source: Table, target: Table, mapping: TableMapping, dimensions: int, names: tuple[str, str]
+    source: Table,
+    target: Table,
+    mapping: TableMapping,
+    dimensions: int,
+    names: tuple[str, str],
+    *,
+    to_write: bool = True,
 ) -> tuple[Finding, ...]:
-    """Compare the two descriptions; no query. ``names`` are the endpoints' names for the messages."""
+    """Compare the two descriptions; no query. ``names`` are the endpoints' names for the messages.
+
+    Without ``to_write`` the rights that only a copy needs on the target are not asked for.
+    """
     if source.server == target.server and source.oid == target.oid:
         return (
             _refuse(
@@ -38,9 +49,9 @@ def check_tables(
     return (
         *_check_kind(source, names[0]),
         *_check_kind(target, names[1]),
-        *_check_key(source, target, names),
+        *_check_key(source, target, mapping, names),
         *_check_columns(source, target, mapping, dimensions, names),
-        *_check_rights(source, target, mapping, names),
+        *_check_rights(source, target, mapping, names, to_write),
     )
 
 
@@ -85,7 +96,7 @@ def check_vector_dimensions(
     )
     if all(found == dimensions for found, _ in counts):
         return ()
-    listed = ", ".join(f"{found} dimensions: {rows} rows" for found, rows in counts[:EXAMPLES])
+    listed = ", ".join(f"{found} dimensions: {rows} row{'' if rows == 1 else 's'}" for found, rows in counts[:EXAMPLES])
     return (
         _refuse(
             f"{session.endpoint.name}'s column {mapping.embedding} is an untyped vector and holds {listed};"
@@ -110,17 +121,22 @@ def _check_kind(table: Table, name: str) -> tuple[Finding, ...]:
     )
 
 
-def _check_key(source: Table, target: Table, names: tuple[str, str]) -> tuple[Finding, ...]:
-    found = tuple(
-        _refuse(
-            f"{name}'s {table.qualified} has no key: no primary key, and no unique index over NOT NULL columns",
-            f"on {name}: ALTER TABLE {table.qualified} ADD PRIMARY KEY (…)",
-        )
-        for table, name in ((source, names[0]), (target, names[1]))
-        if not table.key
-    )
-    if found or set(source.key) == set(target.key):
-        return found
+def _check_key(source: Table, target: Table, mapping: TableMapping, names: tuple[str, str]) -> tuple[Finding, ...]:
+    # Only an ordinary table can have a key, and what is none was refused already.
+    if source.kind != "r" or target.kind != "r":
+        return ()
+    found = []
+    for table, name in ((source, names[0]), (target, names[1])):
+        column = table.column(mapping.id)
+        if not table.key and column is not None:
+            found.append(
+                _refuse(
+                    f"{name}'s {table.qualified} has no key: no primary key, and no unique index over NOT NULL columns",
+                    f"on {name}: ALTER TABLE {table.quoted} ADD PRIMARY KEY ({column.quoted})",
+                )
+            )
+    if found or not (source.key and target.key) or set(source.key) == set(target.key):
+        return tuple(found)
     return (
         _refuse(
             f"the keys differ: ({', '.join(source.key)}) on {names[0]}, ({', '.join(target.key)}) on {names[1]}",
@@ -138,19 +154,23 @@ def _check_columns(
         findings += [
             _refuse(
                 f"{name}'s {table.qualified} has no column {column!r}; it has {have}",
-                "set PGVECTOR_COL_ID, _CONTENT, _METADATA and _VECTOR to the names that it has",
+                f"set PGVECTOR_COL_{variable} to the name that the column has",
             )
-            for column in mapping.columns
+            for variable, column in zip(_VARIABLES, mapping.columns, strict=True)
             if table.column(column) is None
         ]
+    if findings:
+        # Compared by names that are not theirs, the other columns would be blamed for it.
+        return tuple(findings)
     findings += _check_embedding(source, mapping, dimensions, names[0])
     findings += _check_embedding(target, mapping, dimensions, names[1])
     for column in source.columns:
-        findings += _check_pair(column, target.column(column.name), source, mapping, names)
+        findings += _check_pair(column, source, target, mapping, names)
     findings += [
         _refuse(
             f"{names[1]}'s column {column.name} is NOT NULL without a default, and {names[0]} has no such column",
-            f"on {names[1]}: ALTER TABLE {target.qualified} ALTER COLUMN {column.name} SET DEFAULT …",
+            f"give it a default, or on {names[1]}: ALTER TABLE {target.quoted} ALTER COLUMN {column.quoted}"
+            " DROP NOT NULL",
         )
         for column in target.columns
         if column.not_null and not column.has_default and not column.generated and not source.column(column.name)
@@ -159,15 +179,15 @@ def _check_columns(
 
 
 def _check_pair(
-    column: Column, there: Column | None, source: Table, mapping: TableMapping, names: tuple[str, str]
+    column: Column, source: Table, target: Table, mapping: TableMapping, names: tuple[str, str]
 ) -> list[Finding]:
+    there = target.column(column.name)
     if there is None:
-        if column.name in mapping.columns:
-            return []
         return [
             _refuse(
                 f"{names[1]} has no column {column.name} ({column.type}), which {names[0]}'s {source.qualified} has",
-                f"on {names[1]}: add the column, so that nothing is left behind in silence",
+                f"on {names[1]}: ALTER TABLE {target.quoted} ADD COLUMN {column.quoted} {column.type}"
+                " (nothing is left behind in silence)",
             )
         ]
     typed_there = column.base_type == there.base_type and column.dimensions is None and there.dimensions is not None
@@ -206,29 +226,57 @@ def _check_embedding(table: Table, mapping: TableMapping, dimensions: int, name:
     return []
 
 
-def _check_rights(source: Table, target: Table, mapping: TableMapping, names: tuple[str, str]) -> tuple[Finding, ...]:
-    findings = [
-        _refuse(
-            f"row-level security hides rows of {name}'s {table.qualified} from this role",
-            f"use the table's owner, or on {name}: ALTER ROLE … BYPASSRLS",
-        )
-        for table, name in ((source, names[0]), (target, names[1]))
-        if table.row_security
-    ]
-    needs = ((source, names[0], "SELECT"), (target, names[1], "SELECT"), (target, names[1], "INSERT"))
-    for table, name, right in needs:
-        lacking = [
-            column.name
-            for column in table.columns
-            if column.name in {*mapping.columns, *carried_columns(source, target)}
-            and not (column.may_select if right == "SELECT" else column.may_insert)
-        ]
-        if lacking or not table.may_use_schema:
+def _check_rights(
+    source: Table, target: Table, mapping: TableMapping, names: tuple[str, str], to_write: bool
+) -> tuple[Finding, ...]:
+    findings: list[Finding] = []
+    carried = {*mapping.columns, *carried_columns(source, target)}
+    for table, name in ((source, names[0]), (target, names[1])):
+        if table.row_security:
             findings.append(
                 _refuse(
-                    f"this role may not {right} on {name}'s {table.qualified}"
-                    + (f" (columns {', '.join(lacking)})" if 0 < len(lacking) < len(table.columns) else ""),
-                    f"on {name}: GRANT USAGE ON SCHEMA {table.schema} TO …; GRANT {right} ON {table.qualified} TO …",
+                    f"row-level security hides rows of {name}'s {table.qualified} from the role {table.role}",
+                    f"use the table's owner, or on {name}: ALTER ROLE {table.quoted_role} BYPASSRLS",
                 )
             )
+        if not table.may_use_schema:
+            findings.append(
+                _refuse(
+                    f"the role {table.role} may not use {name}'s schema {table.schema}",
+                    f"on {name}: GRANT USAGE ON SCHEMA {table.quoted_schema} TO {table.quoted_role}",
+                )
+            )
+    findings += _check_right(source, names[0], "SELECT", [c for c in source.columns if not c.may_select], carried)
+    findings += _check_right(target, names[1], "SELECT", [c for c in target.columns if not c.may_select], carried)
+    if to_write:
+        findings += _check_rights_to_write(target, names[1], carried)
     return tuple(findings)
+
+
+def _check_right(table: Table, name: str, right: str, lacking: list[Column], needed: set[str]) -> list[Finding]:
+    columns = [column.name for column in lacking if column.name in needed]
+    if not columns:
+        return []
+    some = f" (columns {', '.join(columns)})" if len(lacking) < len(table.columns) else ""
+    return [
+        _refuse(
+            f"the role {table.role} may not {right} on {name}'s {table.qualified}{some}",
+            f"on {name}: GRANT {right} ON {table.quoted} TO {table.quoted_role}",
+        )
+    ]
+
+
+def _check_rights_to_write(table: Table, name: str, needed: set[str]) -> list[Finding]:
+    """Return what would stop a copy: at its begin, or at its end, where it brings what changed meanwhile."""
+    findings = _check_right(table, name, "INSERT", [c for c in table.columns if not c.may_insert], needed)
+    findings += _check_right(table, name, "UPDATE", [c for c in table.columns if not c.may_update], needed)
+    if not table.may_delete:
+        findings += _check_right(table, name, "DELETE", list(table.columns), needed)
+    if not table.may_create_temporary:
+        findings.append(
+            _refuse(
+                f"the role {table.role} may not make temporary tables on {name}",
+                f"on {name}: GRANT TEMPORARY ON DATABASE {table.quoted_database} TO {table.quoted_role}",
+            )
+        )
+    return findings

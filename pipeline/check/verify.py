@@ -13,12 +13,13 @@ from pipeline.check.neighbours import (
     sample_queries,
 )
 from pipeline.check.preflight import carried_columns, check_tables, check_vector_dimensions, refuse_if_needed
+from pipeline.endpoints import Endpoint
 from pipeline.events import CheckDone, CheckStarted, Event, Verdict
 from pipeline.options import VerifyOptions
 from pipeline.postgres.crew import Crew
 from pipeline.postgres.database import clock, horizon
 from pipeline.postgres.tables import Table, describe
-from pipeline.settings import Endpoint, TableMapping
+from pipeline.settings import TableMapping
 
 # Keys that are named; all are counted.
 LISTED_KEYS = 20

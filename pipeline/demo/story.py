@@ -167,8 +167,10 @@ def _start_stand_in(folder: Path) -> int:
     pid_file = folder / "ollama.pid"
     with (folder / "ollama.log").open("w") as log:
         child = subprocess.Popen(
-            (sys.executable, "-m", "pipeline.demo.ollama")
-            + ("--model", str(folder / "embedder.npz"), "--pid-file", str(pid_file)),
+            [
+                *(sys.executable, "-m", "pipeline.demo.ollama"),
+                *("--model", str(folder / "embedder.npz"), "--pid-file", str(pid_file)),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -2,10 +2,13 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 from pipeline import ledger
+from pipeline.endpoints import Endpoint
 from pipeline.errors import DuplicateKeyError
 from pipeline.events import CopyDone, Event, Loaded, Planned, Progress, Reconciled, SliceDone, Warned
 from pipeline.move.lease import Lease
@@ -19,7 +22,9 @@ from pipeline.options import CopyOptions
 from pipeline.postgres.crew import Crew
 from pipeline.postgres.database import Session, clock
 from pipeline.postgres.slices import Slice
-from pipeline.settings import Endpoint, TableMapping
+from pipeline.settings import TableMapping
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -66,40 +71,57 @@ def copy(
 
 
 def _run(crew: Crew, job: Job, lease: Lease, options: CopyOptions, started: float) -> Iterator[Event]:
-    crew.call(_with_session, crew, job, lease, check_foreign_rows)
+    step = partial(_step, crew, job, lease, options.deadline_seconds)
+    step("checking the rows on the target", check_foreign_rows)
     yield _planned(job, options)
-    if not job.resumed or not any(part.done for part in job.slices):
-        yield from crew.call(_defer, crew, job, lease)
+    if not any(part.done for part in job.slices):
+        yield from step("setting the indexes aside", partial(_defer, lease))
     tally = _Tally()
     yield from _load(crew, job, lease, options, tally)
+    step("closing the load", _mark_loaded)
     load_seconds = clock() - tally.started
     yield Loaded(rows=tally.rows, bytes=tally.bytes, seconds=load_seconds)
     passes: list[Reconciled] = []
-    for event in crew.follow([crew.start(settle, crew, job, lease, options.deadline_seconds)], guards=[lease.future]):
-        if isinstance(event, Reconciled):
-            passes.append(event)
-        yield event
+    seen = yield from _settle(crew, job, lease, options, job.run.source_horizon, passes)
     building = clock()
-    builder = crew.start(rebuild_indexes, crew, job.target, job.target_table, job.dimensions, lease)
+    builder = crew.start(
+        _step, crew, job, lease, options.deadline_seconds, "building the indexes", _rebuild(crew, lease)
+    )
     yield from crew.follow([builder], guards=[lease.future])
     index_seconds = clock() - building
-    yield from crew.call(_finish, crew, job, lease)
+    if builder.result():
+        # An index takes minutes, and legacy went on meanwhile.
+        yield from _settle(crew, job, lease, options, seen, passes)
+    yield from step("closing the books", partial(_finish, lease))
+    lease.release()
     yield CopyDone(
         run=job.run.id,
         already_done=False,
-        rows=crew.call(_rows_brought, crew, job),
+        rows=step("reading the books", _rows_brought),
         moved_rows=tally.rows,
         moved_bytes=tally.bytes,
         slices=len(job.slices),
         moved_slices=tally.slices,
         retries=tally.retries,
         changed_rows=sum(p.upserted + p.deleted for p in passes),
-        settled=not passes or passes[-1].changed == 0,
+        settled=passes[-1].upserted + passes[-1].deleted == 0,
         indexes=builder.result(),
         load_seconds=load_seconds,
         index_seconds=index_seconds,
         seconds=clock() - started,
     )
+
+
+def _settle(
+    crew: Crew, job: Job, lease: Lease, options: CopyOptions, since: int, passes: list[Reconciled]
+) -> Generator[Event, None, int]:
+    """Bring what changed since a horizon; note the passes, return the horizon of the last."""
+    settled = crew.start(settle, crew, job, lease, since, len(passes), options.deadline_seconds)
+    for event in crew.follow([settled], guards=[lease.future]):
+        if isinstance(event, Reconciled):
+            passes.append(event)
+        yield event
+    return settled.result()
 
 
 def _load(crew: Crew, job: Job, lease: Lease, options: CopyOptions, tally: _Tally) -> Iterator[Event]:
@@ -108,7 +130,6 @@ def _load(crew: Crew, job: Job, lease: Lease, options: CopyOptions, tally: _Tall
         crew.start(_work, crew, job, lease, options, todo, tally) for _ in range(min(options.workers, len(todo)))
     ]
     yield from crew.follow(workers, tick=tally.progress, guards=[lease.future])
-    crew.call(_with_session, crew, job, lease, _mark_loaded)
 
 
 def _work(crew: Crew, job: Job, lease: Lease, options: CopyOptions, todo: deque[Slice], tally: _Tally) -> None:
@@ -180,9 +201,16 @@ def _slice(
     return inserted, carried.bytes
 
 
-def _with_session(crew: Crew, job: Job, lease: Lease, work: Callable[[Session, Job], None]) -> None:
-    with crew.session(job.target, lease.purpose) as session:
-        work(session, job)
+def _step(
+    crew: Crew, job: Job, lease: Lease, deadline_seconds: float, what: str, work: Callable[[Session, Job], T]
+) -> T:
+    """Do one short, repeatable step on a session of its own, in a thread, again after a lost connection."""
+
+    def attempt(_number: int) -> T:
+        with crew.session(job.target, lease.purpose) as session:
+            return work(session, job)
+
+    return crew.call(with_retries, crew, what, deadline_seconds, attempt)
 
 
 def _mark_loaded(session: Session, job: Job) -> None:
@@ -190,42 +218,46 @@ def _mark_loaded(session: Session, job: Job) -> None:
         ledger.mark_loaded(cursor, job.run.id)
 
 
-def _defer(crew: Crew, job: Job, lease: Lease) -> list[Event]:
+def _rows_brought(session: Session, job: Job) -> int:
+    with session.transaction(read_only=True) as cursor:
+        return ledger.rows_brought(cursor, job.run.id)
+
+
+def _defer(lease: Lease, session: Session, job: Job) -> list[Event]:
     """Defer the indexes of an empty table; a table that this role does not own keeps them."""
-    if not job.target_table.owned:
-        return [
-            Warned(
-                fact=f"the indexes of {job.target_table.qualified} stay while it is filled: this role does not own it",
-                hint="use the table's owner for a load several times faster",
-            )
-        ]
-    with crew.session(job.target, lease.purpose) as session:
+    if job.target_table.owned:
         return list(defer_indexes(session, job.target_table, lease))
+    return [
+        Warned(
+            fact=f"the indexes of {job.target_table.qualified} stay while it is filled: this role does not own it",
+            hint="use the table's owner for a load several times faster",
+        )
+    ]
 
 
-def _finish(crew: Crew, job: Job, lease: Lease) -> list[Event]:
+def _rebuild(crew: Crew, lease: Lease) -> Callable[[Session, Job], tuple[str, ...]]:
+    def rebuild(session: Session, job: Job) -> tuple[str, ...]:
+        return rebuild_indexes(crew, session, job.target, job.target_table, job.dimensions, lease)
+
+    return rebuild
+
+
+def _finish(lease: Lease, session: Session, job: Job) -> list[Event]:
     """Refresh statistics and close the run's books."""
     events: list[Event] = []
-    with crew.session(job.target, lease.purpose) as session:
-        if job.target_table.owned:
-            analyze(session, job.target_table)
-        else:
-            events.append(
-                Warned(
-                    fact=f"{job.target_table.qualified} was not analyzed: this role does not own it",
-                    hint=f"as its owner: ANALYZE {job.target_table.qualified}",
-                )
+    if job.target_table.owned:
+        analyze(session, job.target_table)
+    else:
+        events.append(
+            Warned(
+                fact=f"{job.target_table.qualified} was not analyzed: this role does not own it",
+                hint=f"as its owner: ANALYZE {job.target_table.qualified}",
             )
-        with session.transaction(then=lease.guard) as cursor:
-            ledger.check_guard(cursor)
-            ledger.mark_finished(cursor, job.run.id)
-    lease.release()
+        )
+    with session.transaction(then=lease.guard) as cursor:
+        ledger.check_guard(cursor)
+        ledger.mark_finished(cursor, job.run.id)
     return events
-
-
-def _rows_brought(crew: Crew, job: Job) -> int:
-    with crew.session(job.target, "copy") as session, session.transaction(read_only=True) as cursor:
-        return ledger.rows_brought(cursor, job.run.id)
 
 
 def _planned(job: Job, options: CopyOptions) -> Planned:

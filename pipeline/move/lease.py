@@ -6,10 +6,10 @@ from concurrent.futures import Future
 from psycopg2 import sql
 
 from pipeline import ledger
+from pipeline.endpoints import Endpoint
 from pipeline.errors import BusyError, ConflictError, PipelineError, UnreachableError
 from pipeline.postgres.crew import TICK_SECONDS, Crew
 from pipeline.postgres.database import Session, clock
-from pipeline.settings import Endpoint
 
 # A killed copier's backend needs a moment to notice; a living one is still there after this long.
 GRACE_SECONDS = 2.0
@@ -105,9 +105,8 @@ def _take(crew: Crew, session: Session, run: ledger.Run) -> int:
                 generation = ledger.take_lease(cursor, run)
                 holder = None if generation is not None else ledger.read_holder(cursor, run)
         except ConflictError:
-            # The lease ran out, but a transaction under it is still open: its process is stopped, or
-            # behind a dead network. Its sessions end here, and with them what they had not committed.
-            _terminate_generation(session, run)
+            # A transaction of the old generation is still open, and it cannot be waited for.
+            end_lapsed_generations(session)
             crew.check()
             continue
         if generation is not None:
@@ -120,12 +119,14 @@ def _take(crew: Crew, session: Session, run: ledger.Run) -> int:
         crew.pause(0.1)
 
 
-def _terminate_generation(session: Session, run: ledger.Run) -> None:
+def end_lapsed_generations(session: Session) -> None:
+    """End the sessions of copiers whose lease ran out: stopped, or behind a dead network.
+
+    What they have not committed is rolled back, and the locks that they held are free.
+    """
     with session.transaction() as cursor:
         cursor.execute(
             "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a"
-            " JOIN pipeline.run r ON a.application_name ="
-            " 'pipeline run ' || r.id || '.' || r.lease_generation"
-            " WHERE r.id = %s AND a.pid <> pg_catalog.pg_backend_pid()",
-            (run.id,),
+            " JOIN pipeline.run r ON a.application_name = 'pipeline run ' || r.id || '.' || r.lease_generation"
+            " WHERE r.finished_at IS NULL AND r.lease_until < pg_catalog.clock_timestamp()"
         )

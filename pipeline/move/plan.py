@@ -11,12 +11,14 @@ from pipeline.check.preflight import (
     check_vector_dimensions,
     refuse_if_needed,
 )
+from pipeline.endpoints import Endpoint
 from pipeline.errors import RefusedError
+from pipeline.move.lease import end_lapsed_generations
 from pipeline.postgres.crew import Crew
 from pipeline.postgres.database import Cursor, Session, horizon
 from pipeline.postgres.slices import Slice, plan
 from pipeline.postgres.tables import Table, describe
-from pipeline.settings import Endpoint, TableMapping
+from pipeline.settings import TableMapping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +49,6 @@ def read_pair(
 
     Raises RefusedError with everything that stands in the way. Nothing is written.
     """
-    ledger.check_revision(target)
     there = describe(target, mapping)
     here = describe(source, mapping)
     names = (source.endpoint.name, target.endpoint.name)
@@ -67,6 +68,8 @@ def prepare(
 ) -> Job:
     """Check everything, then continue the unfinished run, find the finished one, or record a new one."""
     with crew.session(source, "copy") as here, crew.session(target, "copy") as there:
+        ledger.check_revision(there)
+        end_lapsed_generations(there)
         source_table, target_table, columns = read_pair(here, there, mapping, dimensions)
         # Taken before anything is read: what a later transaction changes is found from here.
         with here.transaction(read_only=True) as cursor:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from psycopg2 import sql
 
 from pipeline import ledger
+from pipeline.endpoints import Endpoint
 from pipeline.errors import PipelineError, StatementError
 from pipeline.events import IndexBuilt, IndexDeferred, IndexProgress, Warned
 from pipeline.move.lease import Lease
@@ -21,7 +22,6 @@ from pipeline.postgres.indexes import (
     secondary_indexes,
 )
 from pipeline.postgres.tables import Table
-from pipeline.settings import Endpoint
 
 PROGRESS_SECONDS = 0.5
 
@@ -37,16 +37,20 @@ def defer_indexes(session: Session, table: Table, lease: Lease) -> list[IndexDef
     return [IndexDeferred(name=index.name, definition=index.definition) for index in indexes]
 
 
-def rebuild_indexes(crew: Crew, target: Endpoint, table: Table, dimensions: int, lease: Lease) -> tuple[str, ...]:
-    """Build every deferred index that does not stand, one after the other; return their names."""
-    with crew.session(target, lease.purpose) as session:
-        with session.transaction(read_only=True) as cursor:
-            indexes = ledger.indexes_to_rebuild(cursor, table)
-        for index in indexes:
-            started = clock()
-            _build(crew, session, target, table, index, dimensions, lease)
-            crew.emit(IndexBuilt(name=index.name, seconds=clock() - started))
-        return tuple(index.name for index in indexes)
+def rebuild_indexes(
+    crew: Crew, session: Session, target: Endpoint, table: Table, dimensions: int, lease: Lease
+) -> tuple[str, ...]:
+    """Build every deferred index that does not stand, one after the other; return the names of all.
+
+    ``target`` is for the second connection, which watches the build.
+    """
+    with session.transaction(read_only=True) as cursor:
+        indexes = ledger.indexes_to_rebuild(cursor, table)
+    for index in indexes:
+        started = clock()
+        _build(crew, session, target, table, index, dimensions, lease)
+        crew.emit(IndexBuilt(name=index.name, seconds=clock() - started))
+    return tuple(index.name for index in indexes)
 
 
 def _build(

@@ -10,6 +10,7 @@ from psycopg2 import sql
 
 from pipeline import ledger
 from pipeline.check.changes import Key
+from pipeline.check.digests import hash_sql
 from pipeline.move.lease import Lease
 from pipeline.move.relay import insert_sql, relay
 from pipeline.postgres.database import Cursor, Session
@@ -25,6 +26,11 @@ class Outcome:
     inserted: int
     updated: int
     deleted: int
+
+    @property
+    def written(self) -> int:
+        """Return how many rows were touched at all."""
+        return self.inserted + self.updated + self.deleted
 
 
 def reconcile(
@@ -58,21 +64,26 @@ def create_stage(cursor: Cursor, table: Table, columns: Sequence[str]) -> None:
 
 
 def upsert_from_stage(cursor: Cursor, table: Table, columns: Sequence[str]) -> tuple[int, int]:
-    """Bring the staged rows into the table; return how many were inserted, and how many written over."""
+    """Bring the staged rows into the table; return how many were inserted, and how many written over.
+
+    A row that is equal already, byte for byte, is not written.
+    """
     changed = [name for name in columns if name not in table.key]
     action = (
-        sql.SQL("DO UPDATE SET {}").format(
+        sql.SQL("DO UPDATE SET {} WHERE {} <> {}").format(
             sql.SQL(", ").join(
                 sql.SQL("{name} = EXCLUDED.{name}").format(name=sql.Identifier(name)) for name in changed
-            )
+            ),
+            hash_sql(table, columns, "t"),
+            hash_sql(table, columns, "excluded"),
         )
         if changed
         else sql.SQL("DO NOTHING")
     )
     cursor.execute(
         sql.SQL(
-            "WITH written AS (INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE"
-            " SELECT {columns} FROM {stage} ON CONFLICT ({key}) {action} RETURNING xmax)"
+            "WITH written AS (INSERT INTO {table} AS t ({columns}) OVERRIDING SYSTEM VALUE"
+            " SELECT {columns} FROM {stage} ON CONFLICT ({key}) {action} RETURNING t.xmax)"
             " SELECT pg_catalog.count(*) FILTER (WHERE xmax = 0), pg_catalog.count(*) FROM written"
         ).format(table=table.identifier, columns=_names(columns), stage=STAGE, key=_names(table.key), action=action)
     )

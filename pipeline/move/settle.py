@@ -17,14 +17,15 @@ MAX_PASSES = 10
 BATCH_KEYS = 2_000
 
 
-def settle(crew: Crew, job: Job, lease: Lease, deadline_seconds: float) -> None:
-    """Reconcile what changed since the run's horizon, pass by pass, each from the one before's horizon.
+def settle(crew: Crew, job: Job, lease: Lease, since: int, done: int, deadline_seconds: float) -> int:
+    """Reconcile what changed since a horizon, pass by pass, until one has nothing to write; return its horizon.
 
     Every pass is recorded by moving the run's horizon, so that an interrupted one is done again and a
-    finished one is not. A source that was quiet costs two scans of its heap and one of the target's.
+    finished one is not. ``done`` passes went before, for their numbers. A transaction that stays open
+    on the source holds the horizon back: its pass finds the same keys again, and writes nothing. A
+    source that was quiet costs two scans of its heap and one of the target's.
     """
-    since = job.run.source_horizon
-    for number in range(1, MAX_PASSES + 1):
+    for number in range(done + 1, done + MAX_PASSES + 1):
         started = clock()
         work = partial(_pass, crew, job, lease, since)
         changed, since, outcome = with_retries(crew, "the pass over changed rows", deadline_seconds, work)
@@ -37,14 +38,15 @@ def settle(crew: Crew, job: Job, lease: Lease, deadline_seconds: float) -> None:
                 seconds=clock() - started,
             )
         )
-        if changed == 0:
-            return
+        if not outcome.written:
+            return since
     crew.emit(
         Warned(
-            fact=f"the source still changes: {changed} rows in the last of {MAX_PASSES} passes",
+            fact=f"the source still changes: {outcome.written} rows in the last of {MAX_PASSES} passes",
             hint="run pipeline verify once its writers are quiet",
         )
     )
+    return since
 
 
 def _pass(crew: Crew, job: Job, lease: Lease, since: int, _attempt: int) -> tuple[int, int, Outcome]:

@@ -10,10 +10,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, suppress
 from typing import Any, ParamSpec, TypeVar
 
+from pipeline.endpoints import Endpoint
 from pipeline.errors import StoppedError
 from pipeline.events import Event
 from pipeline.postgres.database import Session, clock
-from pipeline.settings import Endpoint
 
 P = ParamSpec("P")
 T = TypeVar("T")

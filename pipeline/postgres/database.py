@@ -13,6 +13,7 @@ import psycopg2
 import psycopg2.extensions
 from psycopg2 import sql
 
+from pipeline.endpoints import Endpoint
 from pipeline.errors import (
     ConflictError,
     DuplicateKeyError,
@@ -23,7 +24,6 @@ from pipeline.errors import (
     StoppedError,
     UnreachableError,
 )
-from pipeline.settings import Endpoint
 
 CONNECT_TIMEOUT_SECONDS = 10
 STREAM_ROWS = 2_000
@@ -202,7 +202,8 @@ def _begin_sql(version: int, read_only: bool) -> str:
     if not read_only:
         # A role's default of off would lose acknowledged slices in a crash of the server.
         settings["synchronous_commit"] = "'on'"
-    mode = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" if read_only else "BEGIN READ WRITE"
+    # Not READ WRITE: that would overrule a database that somebody, or a full disk, made read-only.
+    mode = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" if read_only else "BEGIN"
     return "".join([mode, ";", *(f"SET LOCAL {name} = {value};" for name, value in settings.items())])
 
 
@@ -239,52 +240,58 @@ def _connect(endpoint: Endpoint, purpose: str) -> psycopg2.extensions.connection
 
 # What libpq and the server write, by the part that is the same in every release; the fact; the hint.
 _CONNECT_FACTS: tuple[tuple[str, type[PipelineError], str, str], ...] = (
-    ("could not translate host name", UnreachableError, "the host {host!r} is unknown", "check {variables}_HOST"),
+    ("could not translate host name", UnreachableError, "the host {host!r} is unknown", "check {HOST}"),
     (
         "Connection refused",
         UnreachableError,
         "nothing answers at {host} port {port}",
-        "check {variables}_HOST and {variables}_PORT, and that the server runs",
+        "check {HOST} and {PORT}, and that the server runs",
     ),
     (
         "timeout expired",
         UnreachableError,
         "{host} port {port} did not answer within {timeout} seconds",
-        "check {variables}_HOST, {variables}_PORT and the firewall between",
+        "check {HOST}, {PORT} and the firewall between",
     ),
     (
+        # With scram a server says the same of a role that it does not have.
         "password authentication failed",
         RejectedError,
-        "the password of {user} was refused",
-        "check {variables}_USER and {variables}_PASSWORD (or .pgpass)",
+        "the password of {user!r} was refused, or there is no such role",
+        "check {PASSWORD} (or ~/.pgpass) and {USER}",
     ),
     (
         "no password supplied",
         RejectedError,
         "a password is needed for {user}",
-        "set {variables}_PASSWORD, or add a line to ~/.pgpass (mode 0600)",
+        "set {PASSWORD}, or add a line to ~/.pgpass (mode 0600)",
     ),
     ("no pg_hba.conf entry", RejectedError, "pg_hba.conf lets {user} not in from here", "ask for an entry"),
-    (r'database ".*" does not exist', RejectedError, "there is no database {database!r}", "check {database_variable}"),
-    (r'role ".*" does not exist', RejectedError, "there is no role {user!r}", "check {variables}_USER"),
-    (r'role ".*" is not permitted to log in', RejectedError, "the role {user!r} may not log in", "ALTER ROLE … LOGIN"),
+    (r'database ".*" does not exist', RejectedError, "there is no database {database!r}", "check {DB}"),
+    (r'role ".*" does not exist', RejectedError, "there is no role {user!r}", "check {USER}"),
+    (
+        r'role ".*" is not permitted to log in',
+        RejectedError,
+        "the role {user!r} may not log in",
+        "check {USER}, or ask an administrator for ALTER ROLE with LOGIN",
+    ),
     (
         "root certificate file",
         RejectedError,
         "the file of certificate authorities is missing or unreadable",
-        "check {variables}_SSLROOTCERT",
+        "check {SSLROOTCERT}",
     ),
     (
         "does not support SSL|SSL is not enabled",
         RejectedError,
         "the server offers no TLS, and {sslmode} asks for it",
-        "check {variables}_SSL",
+        "check {SSL}",
     ),
     (
         "certificate verify failed|server certificate for|SSL error",
         RejectedError,
         "the server's TLS certificate was not accepted (mode {sslmode})",
-        "check {variables}_SSL and {variables}_SSLROOTCERT",
+        "check {SSL} and {SSLROOTCERT}",
     ),
     (
         "too many clients|remaining connection slots|too many connections",
@@ -301,17 +308,28 @@ _CONNECT_FACTS: tuple[tuple[str, type[PipelineError], str, str], ...] = (
 )
 
 
+def _places(name: str) -> dict[str, str]:
+    """Return where each part of an endpoint is set, as a hint names it."""
+    parts = ("HOST", "PORT", "USER", "DB", "PASSWORD", "SSL", "SSLROOTCERT")
+    if name == "main":
+        return {part: f"DB_{part}" for part in parts} | {"DB": "DB_NAME"}
+    if name == "legacy":
+        return {part: f"PGVECTOR_{part} (or LEGACY_{part})" for part in parts}
+    return {part: f"the URL's {part.lower()}" for part in parts} | {
+        "DB": "the URL's database",
+        "PASSWORD": "PGPASSWORD",
+        "SSL": "the URL's sslmode",
+    }
+
+
 def _connect_error(endpoint: Endpoint, text: str) -> PipelineError:
-    variables = {"main": "DB", "legacy": "PGVECTOR"}.get(endpoint.name, "the URL's")
-    words = {
+    words = _places(endpoint.name) | {
         "host": endpoint.host,
-        "port": endpoint.port,
+        "port": str(endpoint.port),
         "user": endpoint.user,
         "database": endpoint.database,
         "sslmode": endpoint.sslmode,
-        "timeout": CONNECT_TIMEOUT_SECONDS,
-        "variables": variables,
-        "database_variable": "DB_NAME" if endpoint.name == "main" else f"{variables}_DB",
+        "timeout": str(CONNECT_TIMEOUT_SECONDS),
     }
     for pattern, kind, fact, hint in _CONNECT_FACTS:
         if re.search(pattern, text):
@@ -324,6 +342,8 @@ def _connect_error(endpoint: Endpoint, text: str) -> PipelineError:
 
 
 _CONFLICT_CODES = frozenset({"40001", "40P01", "55P03"})
+# Data and constraint errors, and what a function raises: their messages quote values of the row.
+_TELLING_CLASSES = frozenset({"22", "23", "38", "39", "P0"})
 _PASSING_CODES = frozenset({"57P01", "57P02", "57P03", "53300", "53400", "08000", "08003", "08006"})
 
 
@@ -360,7 +380,7 @@ def _safe_message(error: psycopg2.Error) -> str:
     """Return the primary message; for data errors only what is known to hold no row content."""
     primary = str(error.diag.message_primary or "the statement failed").split("\n")[0]
     code = error.pgcode or ""
-    if code[:2] not in ("22", "23") or re.fullmatch(r"expected \d+ dimensions, not \d+", primary):
+    if code[:2] not in _TELLING_CLASSES or re.fullmatch(r"expected \d+ dimensions, not \d+", primary):
         return primary
     named = [
         f"{what} {name}"

@@ -39,7 +39,8 @@ class Column:
     """One column. ``type`` is the same text on every server for the same type and modifier.
 
     ``dimensions`` is the modifier of a vector type, None for an untyped one and for other types.
-    ``send`` is the schema and name of the function that gives the type's binary form.
+    ``send`` is the schema and name of the function that gives the type's binary form, ``quoted`` the
+    name as a person types it in SQL.
     """
 
     name: str
@@ -47,16 +48,21 @@ class Column:
     base_type: str
     dimensions: int | None
     send: tuple[str, str]
+    quoted: str
     not_null: bool
     has_default: bool
     generated: bool
     may_select: bool
     may_insert: bool
+    may_update: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """A table as the catalog describes it, with the identity of the server that it was read from."""
+    """A table as the catalog describes it, with the identity of the server that it was read from.
+
+    The texts that begin with ``quoted`` are names as a person types them in SQL; ``role`` is who asked.
+    """
 
     server: ServerIdentity
     extension: Extension | None
@@ -72,6 +78,13 @@ class Table:
     owned: bool
     row_security: bool
     may_use_schema: bool
+    may_delete: bool
+    may_create_temporary: bool
+    role: str
+    quoted: str
+    quoted_schema: str
+    quoted_database: str
+    quoted_role: str
 
     @property
     def qualified(self) -> str:
@@ -103,7 +116,8 @@ def read_table(cursor: Cursor, mapping: TableMapping, session: Session) -> Table
     row = cursor.fetchone()
     if row is None:
         raise _missing(cursor, mapping, session)
-    oid, kind, total, pages, estimate, owned, secured, may_use_schema = row
+    oid, kind, total, pages, estimate, owned, secured, may_use_schema, may_delete, may_stage, *names = row
+    role, quoted_schema, quoted_name, quoted_database, quoted_role = names
     extension = read_extension(cursor)
     return Table(
         server=identify(cursor),
@@ -120,6 +134,13 @@ def read_table(cursor: Cursor, mapping: TableMapping, session: Session) -> Table
         owned=owned,
         row_security=secured,
         may_use_schema=may_use_schema,
+        may_delete=may_delete,
+        may_create_temporary=may_stage,
+        role=role,
+        quoted=f"{quoted_schema}.{quoted_name}",
+        quoted_schema=quoted_schema,
+        quoted_database=quoted_database,
+        quoted_role=quoted_role,
     )
 
 
@@ -146,7 +167,11 @@ SELECT c.oid::pg_catalog.int8, c.relkind::pg_catalog.text,
            ELSE 0 END,
        pg_catalog.pg_has_role(c.relowner, 'USAGE'),
        pg_catalog.row_security_active(c.oid),
-       pg_catalog.has_schema_privilege(n.oid, 'USAGE')
+       pg_catalog.has_schema_privilege(n.oid, 'USAGE'),
+       pg_catalog.has_table_privilege(c.oid, 'DELETE'),
+       pg_catalog.has_database_privilege(pg_catalog.current_database(), 'TEMPORARY'),
+       CURRENT_USER::pg_catalog.text, pg_catalog.quote_ident(n.nspname), pg_catalog.quote_ident(c.relname),
+       pg_catalog.quote_ident(pg_catalog.current_database()), pg_catalog.quote_ident(CURRENT_USER)
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = %(schema)s AND c.relname = %(name)s AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
 """
@@ -156,7 +181,8 @@ SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), t.typname,
        CASE WHEN e.oid IS NOT NULL AND a.atttypmod > 0 THEN a.atttypmod END,
        e.oid IS NOT NULL, sn.nspname, sp.proname, a.attnotnull, a.atthasdef OR a.attidentity <> '',
        a.attgenerated <> '', pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'SELECT'),
-       pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'INSERT')
+       pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'INSERT'),
+       pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'UPDATE'), pg_catalog.quote_ident(a.attname)
 FROM pg_catalog.pg_attribute a
 JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
 JOIN pg_catalog.pg_proc sp ON sp.oid = t.typsend
@@ -175,7 +201,7 @@ def _read_columns(cursor: Cursor, oid: int) -> tuple[Column, ...]:
 
 def _column(row: tuple[Any, ...]) -> Column:
     name, formatted, base, dimensions, of_vector, send_schema, send_name, *facts = row
-    not_null, has_default, generated, may_select, may_insert = facts
+    not_null, has_default, generated, may_select, may_insert, may_update, quoted = facts
     # The extension lives in another schema on each side; its types are the same all the same.
     vector_type = f"{base}({dimensions})" if dimensions else base
     return Column(
@@ -184,11 +210,13 @@ def _column(row: tuple[Any, ...]) -> Column:
         base_type=base,
         dimensions=dimensions,
         send=(send_schema, send_name),
+        quoted=quoted,
         not_null=not_null,
         has_default=has_default,
         generated=generated,
         may_select=may_select,
         may_insert=may_insert,
+        may_update=may_update,
     )
 
 
@@ -223,6 +251,18 @@ def _missing(cursor: Cursor, mapping: TableMapping, session: Session) -> Refused
     )
     if near := [name for (name,) in cursor.fetchall()]:
         return RefusedError(f"{fact}; there is {', '.join(near)}", f"if it is that one, set PGVECTOR_TABLE={near[0]}")
+    if _has_ledger(cursor):
+        # Alembic believes that the table stands: it was dropped since, or PGVECTOR_TABLE is another one now.
+        return RefusedError(fact, "check PGVECTOR_TABLE, or run: alembic downgrade 0001, then alembic upgrade head")
     if session.endpoint.name == "main":
         return RefusedError(fact, "run: alembic upgrade head")
     return RefusedError(fact, "check PGVECTOR_TABLE, and the database that pipeline settings shows")
+
+
+def _has_ledger(cursor: Cursor) -> bool:
+    cursor.execute(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = 'pipeline' AND c.relname = 'alembic_version')"
+    )
+    row = cursor.fetchone()
+    return bool(row and row[0])

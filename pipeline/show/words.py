@@ -21,7 +21,7 @@ def event_line(event: events.Event) -> str | None:
                 f"{plural(event.rows, 'row')}, {size(event.bytes)} in {duration(event.seconds)}"
                 f" ({rate(event.bytes, event.seconds)})"
             )
-        case events.Reconciled() if event.changed:
+        case events.Reconciled() if event.upserted or event.deleted:
             return (
                 f"pass {event.number}: {plural(event.changed, 'key')} changed on the source meanwhile;"
                 f" {event.upserted:,} written, {event.deleted:,} deleted"

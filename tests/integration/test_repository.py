@@ -13,6 +13,7 @@ from psycopg2 import sql
 from sqlalchemy import Engine, event, text
 
 from pipeline.demo.servers import free_port
+from pipeline.endpoints import Endpoint, Secret
 from pipeline.errors import (
     ConflictError,
     PipelineError,
@@ -20,8 +21,10 @@ from pipeline.errors import (
     StatementError,
     UnreachableError,
 )
-from pipeline.search.repository import Document, EmbeddingRepository, Hit, Metric, SearchError, engine_for
-from pipeline.settings import Endpoint, Secret, TableMapping
+from pipeline.search.failures import SearchError
+from pipeline.search.repository import Document, EmbeddingRepository, Hit, engine_for
+from pipeline.search.vector_sql import Metric
+from pipeline.settings import TableMapping
 from tests.support import CANARY, Database
 
 DIMENSIONS = 8

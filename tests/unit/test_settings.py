@@ -12,18 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.endpoints import SSL_MODES, Endpoint, Secret
 from pipeline.envfile import Value, read_env_file
 from pipeline.errors import EXIT_USAGE, SettingsError
-from pipeline.settings import (
-    DEFAULTS,
-    SECRET_VARIABLES,
-    SSL_MODES,
-    Endpoint,
-    Secret,
-    Settings,
-    TableMapping,
-    check_identifier,
-)
+from pipeline.settings import DEFAULTS, SECRET_VARIABLES, Settings, TableMapping, check_identifier
 
 CANARY = "c4n@ry/%41'pa$$ wörd"
 MAIN = {"DB_HOST": "main.test", "DB_USER": "app", "DB_NAME": "application"}
