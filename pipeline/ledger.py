@@ -354,23 +354,25 @@ def mark_finished(cursor: Cursor, run_id: int) -> None:
 def defer_index(cursor: Cursor, run_id: int, index: Index) -> None:
     """Record an index's definition; the caller drops it in the same transaction."""
     cursor.execute(
-        "INSERT INTO pipeline.deferred_index (run_id, index_schema, index_name, definition) VALUES (%s, %s, %s, %s)",
-        (run_id, index.schema, index.name, index.definition),
+        "INSERT INTO pipeline.deferred_index (run_id, index_schema, index_name, definition, comment)"
+        " VALUES (%s, %s, %s, %s, %s) ON CONFLICT (run_id, index_schema, index_name) DO UPDATE"
+        " SET definition = EXCLUDED.definition, comment = EXCLUDED.comment, rebuilt_at = NULL",
+        (run_id, index.schema, index.name, index.definition, index.comment),
     )
 
 
 def indexes_to_rebuild(cursor: Cursor, target: Table) -> tuple[Index, ...]:
     """Return the table's deferred indexes that do not stand again yet, of whichever run."""
     cursor.execute(
-        "SELECT DISTINCT ON (d.index_schema, d.index_name) d.index_schema, d.index_name, d.definition"
+        "SELECT DISTINCT ON (d.index_schema, d.index_name) d.index_schema, d.index_name, d.definition, d.comment"
         " FROM pipeline.deferred_index d JOIN pipeline.run r ON r.id = d.run_id"
         " WHERE r.target_schema = %s AND r.target_table = %s AND d.rebuilt_at IS NULL"
         " ORDER BY d.index_schema, d.index_name, d.run_id DESC",
         (target.schema, target.name),
     )
     return tuple(
-        Index(schema=schema, name=name, definition=definition, method="", valid=False)
-        for schema, name, definition in cursor.fetchall()
+        Index(schema=schema, name=name, definition=definition, comment=comment)
+        for schema, name, definition, comment in cursor.fetchall()
     )
 
 

@@ -237,6 +237,7 @@ sa.Table(
     LEDGER,
     _run_id(null=False),
     *_columns("index_schema index_name definition", _TEXT),
+    _column("comment", _TEXT, null=True),
     *_moments("dropped_at", null=False),
     *_moments("rebuilt_at"),
     sa.PrimaryKeyConstraint("run_id", "index_schema", "index_name"),

@@ -156,6 +156,7 @@ def _create_deferred_index() -> None:
         _text("index_schema"),
         _text("index_name"),
         _text("definition"),
+        _text("comment", null=True),
         _made("dropped_at"),
         _moment("rebuilt_at"),
         sa.PrimaryKeyConstraint("run_id", "index_schema", "index_name"),

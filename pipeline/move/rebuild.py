@@ -16,6 +16,7 @@ from pipeline.postgres.indexes import (
     BuildPlan,
     Index,
     build_state,
+    comment_sql,
     drop_sql,
     plan_build,
     read_progress,
@@ -96,6 +97,7 @@ def _build_once(session: Session, index: Index, plan: BuildPlan, lease: Lease) -
                 (f"{plan.memory_bytes // 1024}kB", str(plan.workers)),
             )
             cursor.execute(sql.SQL(index.definition))
+            cursor.execute(comment_sql(index))
         ledger.mark_rebuilt(cursor, index)
 
 

@@ -23,16 +23,15 @@ class Index:
     schema: str
     name: str
     definition: str
-    method: str
-    valid: bool
+    comment: str | None
 
 
 _SECONDARY_SQL = """
-SELECT n.nspname, c.relname, pg_catalog.pg_get_indexdef(i.indexrelid), m.amname, i.indisvalid
+SELECT n.nspname, c.relname, pg_catalog.pg_get_indexdef(i.indexrelid),
+       pg_catalog.obj_description(i.indexrelid, 'pg_class')
 FROM pg_catalog.pg_index i
 JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-JOIN pg_catalog.pg_am m ON m.oid = c.relam
 WHERE i.indrelid = %s AND NOT i.indisunique AND NOT i.indisprimary AND NOT i.indisreplident
   AND NOT i.indisclustered
   AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_constraint k WHERE k.conindid = i.indexrelid)
@@ -44,14 +43,21 @@ def secondary_indexes(cursor: Cursor, table_oid: int) -> tuple[Index, ...]:
     """Return the indexes that hold no constraint: never the key, never a unique one."""
     cursor.execute(_SECONDARY_SQL, (table_oid,))
     return tuple(
-        Index(schema=schema, name=name, definition=definition, method=method, valid=valid)
-        for schema, name, definition, method, valid in cursor.fetchall()
+        Index(schema=schema, name=name, definition=definition, comment=comment)
+        for schema, name, definition, comment in cursor.fetchall()
     )
 
 
 def drop_sql(schema: str, name: str) -> sql.Composable:
     """Return DROP INDEX for one index."""
     return sql.SQL("DROP INDEX {}").format(sql.Identifier(schema, name))
+
+
+def comment_sql(index: Index) -> sql.Composable:
+    """Return COMMENT ON INDEX: migrations know by it what they made."""
+    return sql.SQL("COMMENT ON INDEX {} IS {}").format(
+        sql.Identifier(index.schema, index.name), sql.Literal(index.comment)
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

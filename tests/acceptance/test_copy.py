@@ -197,6 +197,8 @@ def interrupt_halfway(legacy: Database, main: Database, env: dict[str, str]) -> 
 
 def test_index_is_restored_by_the_next_run_after_a_kill(legacy: Database, small: Database, env: dict[str, str]) -> None:
     definition = small.value("SELECT pg_get_indexdef('public.embeddings_embedding_hnsw'::regclass)")
+    comment = "SELECT obj_description('public.embeddings_embedding_hnsw'::regclass, 'pg_class')"
+    said = small.value(comment)
     small.execute("CREATE INDEX by_source ON public.embeddings ((metadata ->> 'n'))")
     small.execute("CREATE UNIQUE INDEX stays ON public.embeddings (id, content)")
     interrupt_halfway(legacy, small, env)
@@ -206,6 +208,7 @@ def test_index_is_restored_by_the_next_run_after_a_kill(legacy: Database, small:
     assert done["indexes"] == ["by_source", "embeddings_embedding_hnsw"]
     assert small.rows(INDEXES) == [("by_source", True), *STANDING, ("stays", True)]
     assert small.value("SELECT pg_get_indexdef('public.embeddings_embedding_hnsw'::regclass)") == definition
+    assert small.value(comment) == said is not None
 
 
 def test_status_from_a_second_terminal_shows_a_copy_that_runs(

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.data import fill, load
-from tests.support import Database, Outcome, environment, pipeline
+from tests.data import TABLE_SQL, fill, load
+from tests.support import Database, Outcome, environment, pipeline, run
 
 # One row of the set, fixed: the changes below are made to it on main.
 PLANTED = {
@@ -98,10 +98,10 @@ def test_first_20_of_many_differing_keys_are_listed_and_all_counted(
 def test_swapped_vectors_fail_the_digests_and_the_parity(verified: tuple[Database, dict[str, str], str]) -> None:
     main, env, _ = verified
     main.execute(
-        "UPDATE public.embeddings AS a SET embedding = b.embedding FROM"
-        " (SELECT id, lead(id, 1, first_value(id) OVER (ORDER BY id)) OVER (ORDER BY id) AS next"
-        " FROM public.embeddings) AS pair"
-        " JOIN public.embeddings AS b ON b.id = pair.next WHERE a.id = pair.id"
+        "WITH numbered AS (SELECT id, embedding, row_number() OVER (ORDER BY id) AS n, count(*) OVER () AS total"
+        " FROM public.embeddings)"
+        " UPDATE public.embeddings AS a SET embedding = b.embedding FROM numbered AS me"
+        " JOIN numbered AS b ON b.n = me.n % me.total + 1 WHERE a.id = me.id"
     )
     checks = {check["name"]: check for check in verify(env).expect(3).json["checks"]}
     assert (checks["counts"]["verdict"], checks["digests"]["verdict"], checks["parity"]["verdict"]) == (
@@ -130,8 +130,6 @@ def test_null_and_zero_vectors_pass_and_are_no_neighbours(
 
 
 def test_empty_table_is_copied_and_verified(legacy: Database, main: Database) -> None:
-    from tests.data import TABLE_SQL
-
     legacy.execute(TABLE_SQL.format(768))
     env = environment(legacy=legacy, main=main)
     pipeline("copy", env=env).expect(0)
@@ -169,8 +167,6 @@ def test_verify_writes_nothing_but_its_verdicts(
 def test_old_legacy_and_extension_in_another_schema_agree(
     new_database: Callable[..., Database], empty_main: Database
 ) -> None:
-    from tests.support import run
-
     old = new_database("16.2")
     old.execute("CREATE SCHEMA ai; CREATE EXTENSION vector SCHEMA ai")
     old.execute("ALTER ROLE postgres SET search_path = public, ai")
@@ -184,9 +180,5 @@ def test_old_legacy_and_extension_in_another_schema_agree(
     run("alembic", "upgrade", "head", env=env).expect(0)
     pipeline("copy", env=env).expect(0)
     verify(env).expect(0)
-    assert (
-        empty_main.value(
-            "SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE extname = 'vector'"
-        )
-        == "extensions"
-    )
+    schema = "SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE extname = %s"
+    assert empty_main.value(schema, "vector") == "extensions"
