@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 ROWS ?=
+KEEP ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench format lock clean
 
 help:
-	@echo "make demo    the whole move on two embedded PostgreSQL servers (ROWS=100000 for more rows)"
+	@echo "make demo    the whole move on two embedded PostgreSQL servers (ROWS=100000 for more, KEEP=yes to leave them)"
 	@echo "make test    all tests, on real servers"
 	@echo "make check   ruff and mypy --strict"
 	@echo "make bench   speed and memory, beside the raw COPY pipe and pg_dump (ARGS='--quick')"
@@ -25,7 +26,7 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 demo: $(READY)
-	@$(BIN)/pipeline demo $(if $(ROWS),--rows $(ROWS))
+	@$(BIN)/pipeline demo $(if $(ROWS),--rows $(ROWS)) $(if $(KEEP),--keep)
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)

@@ -7,9 +7,9 @@ from typing import Literal
 
 from measure import Command, Pipe, Step
 from psycopg2 import sql
-from testbed import Connection, Testbed, endpoint
+from testbed import DATABASE, Connection, Testbed
 
-from pipeline.demo.servers import Server
+from pipeline.demo.servers import SUPERUSER, Server
 from pipeline.postgres.indexes import plan_build
 
 COPY_WORKERS = (1, 2, 4)
@@ -139,9 +139,8 @@ def _psql(bed: Testbed, server: Server, *statements: str) -> Command:
 
 
 def _where(server: Server) -> Command:
-    end = endpoint("bench", server)
-    return ("-w", "-h", end.host, "-p", str(end.port), "-U", end.user, "-d", end.database)
+    return ("-w", "-h", server.host, "-p", str(server.port), "-U", SUPERUSER, "-d", DATABASE)
 
 
 def _url(server: Server) -> str:
-    return f"postgresql+psycopg2://{endpoint('bench', server).label}"
+    return f"postgresql+psycopg2://{SUPERUSER}@{server.host}:{server.port}/{DATABASE}"

@@ -190,11 +190,6 @@ def connect(server: Server, folder: Path, database: str = DATABASE) -> Connectio
     return connection
 
 
-def endpoint(name: str, server: Server) -> Endpoint:
-    """Return the bench's database on a server as an endpoint; its password is in PGPASSFILE."""
-    return Endpoint(name=name, host=server.host, port=server.port, user=SUPERUSER, database=DATABASE)
-
-
 def _passfile(folder: Path) -> Path:
     return folder / "passwords"
 

@@ -30,12 +30,12 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(scope="session", autouse=True)
 def _environment_without_servers() -> Iterator[None]:
-    kept = dict(os.environ)
-    os.environ.clear()
-    os.environ.update(clean_environment())
-    yield
-    os.environ.clear()
-    os.environ.update(kept)
+    kept, cleaned = dict(os.environ), clean_environment()
+    for variables in (cleaned, kept):
+        os.environ.clear()
+        os.environ.update(variables)
+        if variables is cleaned:
+            yield
 
 
 @pytest.fixture(scope="session")

@@ -89,11 +89,13 @@ def fill_generated(database: Database, rows: int, dimensions: int = 768, text_by
         cursor.execute(TABLE_SQL.format(dimensions))
         cursor.execute(
             "INSERT INTO public.embeddings (id, content, metadata, embedding)"
-            " SELECT md5('row' || i)::uuid, left(repeat(md5(i::text), %s), %s),"
+            " SELECT md5('row' || i)::uuid,"
+            # Text that does not compress, so that the table is as large as it looks.
+            " (SELECT string_agg(md5(i || ' ' || part), '') FROM generate_series(1, %s) AS part),"
             " jsonb_build_object('n', i, 'price', 1.10, 'tags', jsonb_build_array('a', null)),"
             " (SELECT array_agg(sin(i * 0.37 + d * d)) FROM generate_series(1, %s) AS d)::vector"
             " FROM generate_series(1, %s) AS i",
-            (text_bytes // 32 + 1, text_bytes, dimensions, rows),
+            (text_bytes // 32, dimensions, rows),
         )
 
 

@@ -1,6 +1,5 @@
 """The whole story on embedded servers: fill legacy, then the very commands that an operator types."""
 
-import getpass
 import os
 import secrets
 import shutil
@@ -48,7 +47,7 @@ class Line:
 
 def demo_folder() -> Path:
     """Return the folder of this user's demo: one at a time, so that --stop finds it."""
-    return Path(tempfile.gettempdir()) / f"pipeline-demo-{getpass.getuser()}"
+    return Path(tempfile.gettempdir()) / f"pipeline-demo-{os.geteuid()}"
 
 
 def tell(rows: int | None, keep: bool) -> Iterator[Line]:

@@ -1,5 +1,6 @@
 """What an operator gets wrong, in the settings, the tables or the rights: refused by name, and nothing was changed."""
 
+import itertools
 import json
 import re
 import signal
@@ -528,15 +529,11 @@ def interrupted(pair: Pair) -> Pair:
 
 
 def test_a_second_copy_is_turned_away_and_the_first_one_undisturbed(pair: Pair) -> None:
-    with copy_held(pair, "--json") as process:
-        with pair.unchanged():
-            outcome = pair.copy()
-            told(
-                outcome,
-                EXIT_BUSY,
-                rf"another copy of this table is running: \S+ pid {process.pid}\b",
-                "pipeline status",
-            )
+    # Longer than the lock timeout: a long slice must not make the second one wait, nor end the first one.
+    with copy_held(pair, "--json") as process, pair.unchanged():
+        second = pipeline("copy", env=pair.env(), timeout=15)
+        fact = rf"another copy of this table is running: \S+ pid {process.pid}\b"
+        told(second, EXIT_BUSY, fact, "pipeline status")
     first = end(process).expect(EXIT_OK).json["copy"]
     assert (first["rows"], first["retries"]) == (2006, 0)
     pair.verify().expect(EXIT_OK)
@@ -574,7 +571,7 @@ def test_copy_by_urls_goes_both_ways_with_a_password_file(
     passwords.chmod(0o600)
     env = environment(PGPASSFILE=str(passwords), EMBEDDING_DIMENSIONS=str(DIMENSIONS))
     urls = [f"postgresql://postgres@127.0.0.1:{d.server.port}/{d.name}" for d in (pair.legacy, pair.main, home)]
-    for source, target in zip(urls, urls[1:], strict=False):
+    for source, target in itertools.pairwise(urls):
         pipeline("copy", "--from", source, "--to", target, env=env).expect(EXIT_OK)
         pipeline("verify", "--from", source, "--to", target, env=env).expect(EXIT_OK)
     assert contents(home)["public.embeddings"][1] == contents(pair.legacy)["public.embeddings"][1]
@@ -583,8 +580,13 @@ def test_copy_by_urls_goes_both_ways_with_a_password_file(
 # ---------------------------------------------------------------- settings and options
 
 COMPLETE = {
-    **{"DB_HOST": "main.invalid", "DB_USER": "app", "DB_PASSWORD": CANARY, "DB_NAME": "app"},
-    **{"PGVECTOR_HOST": "legacy.invalid", "PGVECTOR_USER": "app", "PGVECTOR_DB": "vectors"},
+    "DB_HOST": "main.invalid",
+    "DB_USER": "app",
+    "DB_PASSWORD": CANARY,
+    "DB_NAME": "app",
+    "PGVECTOR_HOST": "legacy.invalid",
+    "PGVECTOR_USER": "app",
+    "PGVECTOR_DB": "vectors",
 }
 SETTINGS = "pipeline settings shows every value"
 MISUSES: dict[str, tuple[tuple[str, ...], dict[str, str | None], str, str]] = {
@@ -625,7 +627,7 @@ MISUSES: dict[str, tuple[tuple[str, ...], dict[str, str | None], str, str]] = {
 @pytest.mark.parametrize("case", MISUSES)
 def test_misuse_is_named_before_any_connection(case: str) -> None:
     arguments, changes, fact, hint = MISUSES[case]
-    env = environment(**{k: v for k, v in (COMPLETE | changes).items() if v is not None})
+    env = environment() | {name: value for name, value in (COMPLETE | changes).items() if value is not None}
     outcome = pipeline("copy", *arguments, env=env)
     told(outcome, EXIT_USAGE, fact, hint)
     assert "canary" not in outcome.err
@@ -647,14 +649,14 @@ def test_bad_line_of_an_env_file_is_named_by_file_and_number(case: str, option: 
     path = tmp_path / ("settings.env" if option else ".env")
     path.write_text(text)
     arguments = ("--env-file", str(path)) if option else ()
-    outcome = pipeline("copy", *arguments, env=environment(**COMPLETE), cwd=tmp_path)
+    outcome = pipeline("copy", *arguments, env=environment() | COMPLETE, cwd=tmp_path)
     told(outcome, EXIT_USAGE, rf"{re.escape(str(path) if option else '.env')}, {fact}", hint)
     assert "canary" not in outcome.err
 
 
 def test_env_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     path = tmp_path / "none.env"
-    outcome = pipeline("copy", "--env-file", str(path), env=environment(**COMPLETE))
+    outcome = pipeline("copy", "--env-file", str(path), env=environment() | COMPLETE)
     told(outcome, EXIT_USAGE, rf"{re.escape(str(path))} cannot be read: No such file", "--env-file")
 
 
