@@ -18,8 +18,7 @@ from psycopg2 import sql
 from pipeline.demo.fill import fill_legacy
 from pipeline.demo.hashing import DIMENSIONS
 from pipeline.demo.servers import SUPERUSER, Server, create_server, kill_server
-from pipeline.endpoints import Endpoint
-from pipeline.postgres.indexes import Index, drop_sql, secondary_indexes
+from pipeline.postgres.indexes import Index, build_state, drop_sql, secondary_indexes
 from pipeline.postgres.tables import Extension, read_extension
 from pipeline.settings import DEFAULTS, TableMapping
 
@@ -89,10 +88,10 @@ class Testbed:
     def check(self, name: str, *, with_index: bool) -> Content:
         """Return what main holds; raise BenchError unless that is legacy's rows, and the index if it should."""
         with closing(self.connect(self.main)) as connection, connection.cursor() as cursor:
-            found = secondary_indexes(cursor, _oid(cursor, self.table))
+            state = build_state(cursor, self.index.schema, self.index.name)
             content = read_content(connection, self.mapping)
         check_equal(name, self.content, content)
-        if with_index and not any(index.name == self.index.name and index.valid for index in found):
+        if with_index and state != "valid":
             raise BenchError(f"{name} left main without a valid index {self.index.name}")
         return content
 

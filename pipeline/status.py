@@ -11,7 +11,7 @@ from pipeline.postgres.database import Cursor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
-    """One run. ``phase`` is derived: copying, settling, interrupted, done or abandoned."""
+    """One run. ``phase`` is derived: copying, finishing, interrupted, done or abandoned."""
 
     id: int
     table: str
@@ -65,7 +65,7 @@ def _read(crew: Crew, target: Endpoint, limit: int) -> State:
 _RUNS_SQL = """
 SELECT r.id, r.target_schema || '.' || r.target_table, r.source_label, r.target_label,
        CASE WHEN r.abandoned_at IS NOT NULL THEN 'abandoned' WHEN r.finished_at IS NOT NULL THEN 'done'
-            WHEN l.held IS NOT TRUE THEN 'interrupted' WHEN r.loaded_at IS NOT NULL THEN 'settling'
+            WHEN l.held IS NOT TRUE THEN 'interrupted' WHEN r.loaded_at IS NOT NULL THEN 'finishing'
             ELSE 'copying' END,
        CASE WHEN l.held THEN r.lease_owner END,
        s.slices, s.done, s.rows + r.reconciled_rows, s.bytes, d.deferred, d.missing, r.started_at, r.finished_at

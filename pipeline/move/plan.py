@@ -92,7 +92,7 @@ def prepare(
                     target_table,
                     (source.label, target.label),
                     columns,
-                    plan(source_table, slice_bytes),
+                    plan(source_table.pages, source_table.bytes, slice_bytes),
                     slice_bytes,
                     (source_horizon, horizon(cursor)),
                 )

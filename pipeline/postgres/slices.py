@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 from psycopg2 import sql
 
-from pipeline.postgres.tables import Table
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slice:
@@ -26,15 +24,16 @@ class Slice:
         return self.rows is not None
 
 
-def plan(table: Table, slice_bytes: int) -> tuple[Slice, ...]:
-    """Cut the table into page ranges of about ``slice_bytes`` each; at least one.
+def plan(pages: int, table_bytes: int, slice_bytes: int) -> tuple[Slice, ...]:
+    """Cut ``pages`` pages of a table into ranges of about ``slice_bytes`` each; at least one.
 
     The first and the last are open-ended: a row that comes to lie beyond yesterday's last page is in
-    the last slice. Most of an embeddings table is TOAST, so a page weighs ``table bytes / pages``.
+    the last slice. Most of an embeddings table is TOAST, so ``table_bytes`` counts it, and a page
+    weighs ``table_bytes / pages``.
     """
-    bytes_per_page = max(1, table.bytes // max(1, table.pages))
+    bytes_per_page = max(1, table_bytes // max(1, pages))
     pages_per_slice = max(1, slice_bytes // bytes_per_page)
-    bounds = range(pages_per_slice, table.pages, pages_per_slice)
+    bounds = range(pages_per_slice, pages, pages_per_slice)
     edges = [None, *bounds, None]
     return tuple(
         Slice(ordinal=ordinal, lower=lower, upper=upper)

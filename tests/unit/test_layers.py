@@ -1,6 +1,7 @@
 """The house's rules, read from the source: who imports whom, who talks to what, and no SQL made from text."""
 
 import ast
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -52,7 +53,12 @@ WALLS: Mapping[str, frozenset[str]] = {
     "httpx": frozenset({"search/embedders.py"}),
     "numpy": frozenset({"demo"}),
 }
-SQL_WORDS = ("SELECT", "INSERT", "UPDATE", "DELETE", "COPY", "CREATE", "DROP", "ALTER", "TRUNCATE", "GRANT")
+# Capitals are SQL by themselves; small letters only where they cannot be English ("copy fills an empty table").
+SQL_BEGINNING = re.compile(
+    r"\s*(?:(?:SELECT|INSERT|UPDATE|DELETE|COPY|CREATE|DROP|ALTER)\b"
+    r"|(?i:insert\s+into|delete\s+from|select\s.*\sfrom|update\s.*\sset|(?:create|drop|alter)\s+(?:table|index))\b)",
+    re.DOTALL,
+)
 
 
 def modules(root: Path) -> Iterator[Path]:
@@ -140,11 +146,7 @@ def spoken(root: Path, parts: frozenset[str] = ENGINE) -> Iterator[str]:
 
 
 def begins_as_sql(text: object) -> bool:
-    return (
-        isinstance(text, str)
-        and text.lstrip().split(" ")[0].rstrip("\n").upper() in SQL_WORDS
-        and text.isupper() is False
-    )
+    return isinstance(text, str) and SQL_BEGINNING.match(text) is not None
 
 
 def made_sql(root: Path) -> Iterator[str]:
@@ -168,12 +170,18 @@ def literals(tree: ast.Module) -> frozenset[str]:
     )
 
 
+def is_harmless(hole: ast.expr, fixed: frozenset[str]) -> bool:
+    """Return whether a hole holds a literal of the module, or a name quoted for a line that a person will type."""
+    if isinstance(hole, ast.Call):
+        return getattr(hole.func, "attr", getattr(hole.func, "id", "")) == "quoted"
+    return isinstance(hole, ast.Name) and hole.id in fixed
+
+
 def made_texts(node: ast.AST, fixed: frozenset[str]) -> Iterator[object]:
     """Yield the beginning of a text that is put together at this node."""
     match node:
         case ast.JoinedStr(values=[ast.Constant(value=text), *rest]):
-            holes = [part.value for part in rest if isinstance(part, ast.FormattedValue)]
-            if not all(isinstance(hole, ast.Name) and hole.id in fixed for hole in holes):
+            if not all(is_harmless(part.value, fixed) for part in rest if isinstance(part, ast.FormattedValue)):
                 yield text
         case ast.BinOp(left=ast.Constant(value=text), op=ast.Mod() | ast.Add()):
             yield text
@@ -252,7 +260,8 @@ PLANTED: dict[str, tuple[Callable[[Path], Iterator[str]], str, str]] = {
     "f-string": (made_sql, "move/x.py", "def f(t):\n    return f'SELECT id FROM {t}'"),
     "f-string over a line": (made_sql, "move/x.py", "def f(t):\n    return f'''\n  Delete from {t}'''"),
     "percent": (made_sql, "move/x.py", "def f(t):\n    return 'DROP TABLE %s' % t"),
-    "plus": (made_sql, "move/x.py", "def f(t):\n    return 'TRUNCATE ' + t"),
+    "plus": (made_sql, "move/x.py", "def f(t):\n    return 'DROP TABLE ' + t"),
+    "small letters": (made_sql, "move/x.py", "def f(t):\n    return f'select id from {t}'"),
     "format": (made_sql, "move/x.py", "def f(t):\n    return 'ALTER TABLE {}'.format(t)"),
     "a constant that is none": (made_sql, "move/x.py", "import os\nT = os.sep\nSQL = f'COPY {T} TO STDOUT'"),
     "length": (too_long, "move/x.py", "x = 1\n" * (MAX_LINES + 1)),
@@ -275,7 +284,8 @@ from pipeline.errors import PipelineError
 N = 7
 LOCK = f"SELECT lock({N})"
 def query(t: str) -> sql.Composable:
-    raise PipelineError(f"{t}: there is nothing to SELECT from", "UPDATE the table by hand")
+    if not t:
+        raise PipelineError(f"{t}: there is nothing to SELECT from", f"copy fills an empty {t}, update it by hand")
     return sql.SQL("SELECT id FROM {}").format(sql.Identifier(t)) + sql.SQL("LIMIT 1")
 '''
 

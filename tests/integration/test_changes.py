@@ -1,0 +1,127 @@
+"""The changed-since pass finds what a horizon cannot have seen, and key sums find deletes."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline.check.changes import changed_keys, key_sums, keys_in_buckets
+from pipeline.endpoints import Endpoint, Secret
+from pipeline.errors import StatementError
+from pipeline.postgres.database import Session, horizon
+from pipeline.postgres.tables import Table, describe
+from pipeline.settings import TableMapping
+from tests.data import fill_generated
+from tests.support import Database
+
+
+def endpoint(database: Database, name: str = "legacy") -> Endpoint:
+    return Endpoint(
+        name=name,
+        host=database.server.host,
+        port=database.server.port,
+        user=database.user,
+        database=database.name,
+        password=Secret(database.password),
+    )
+
+
+@pytest.fixture
+def side(legacy: Database) -> Iterator[tuple[Session, Table]]:
+    fill_generated(legacy, 500, 8)
+    with Session(endpoint(legacy), "test") as session:
+        yield session, describe(session, TableMapping())
+
+
+def now(session: Session) -> int:
+    with session.transaction(read_only=True) as cursor:
+        return horizon(cursor)
+
+
+def found(session: Session, table: Table, since: int) -> set[str]:
+    return {key for batch in changed_keys(session, table, since) for (key,) in batch}
+
+
+def key(legacy: Database, number: int) -> str:
+    return str(legacy.value("SELECT md5('row' || %s)::uuid::text", number))
+
+
+def test_quiet_table_has_no_changed_keys(side: tuple[Session, Table]) -> None:
+    assert found(*side, now(side[0])) == set()
+
+
+def test_inserts_updates_and_key_changes_are_found_and_rollbacks_are_not(
+    legacy: Database, side: tuple[Session, Table]
+) -> None:
+    since = now(side[0])
+    legacy.execute("UPDATE public.embeddings SET content = 'x' WHERE id = %s", key(legacy, 1))
+    legacy.execute("UPDATE public.embeddings SET id = %s WHERE id = %s", key(legacy, 9001), key(legacy, 2))
+    legacy.execute("INSERT INTO public.embeddings (id) VALUES (%s)", key(legacy, 9002))
+    with legacy.connect() as connection, connection.cursor() as cursor:
+        cursor.execute("UPDATE public.embeddings SET content = 'undone'")
+        connection.rollback()
+    connection.close()
+    assert found(*side, since) == {key(legacy, number) for number in (1, 9001, 9002)}
+
+
+def test_transaction_that_was_open_at_the_horizon_is_found_after_its_commit(
+    legacy: Database, side: tuple[Session, Table]
+) -> None:
+    connection = legacy.connect()
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE public.embeddings SET content = 'late' WHERE id = %s", (key(legacy, 3),))
+        legacy.execute("UPDATE public.embeddings SET content = 'other' WHERE id = %s", key(legacy, 4))
+        since = now(side[0])
+        assert key(legacy, 3) not in found(*side, since)
+        connection.commit()
+    connection.close()
+    # The other one lies before the horizon's newest transaction, but not before its oldest.
+    assert found(*side, since) == {key(legacy, 3), key(legacy, 4)}
+
+
+def test_savepoints_of_an_open_transaction_are_found(legacy: Database, side: tuple[Session, Table]) -> None:
+    connection = legacy.connect()
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE public.embeddings SET content = 'a' WHERE id = %s", (key(legacy, 5),))
+        cursor.execute("SAVEPOINT one")
+        cursor.execute("UPDATE public.embeddings SET content = 'b' WHERE id = %s", (key(legacy, 6),))
+        since = now(side[0])
+        connection.commit()
+    connection.close()
+    assert found(*side, since) == {key(legacy, 5), key(legacy, 6)}
+
+
+def test_frozen_rows_do_not_come_back(legacy: Database, side: tuple[Session, Table]) -> None:
+    since = now(side[0])
+    connection = legacy.connect()
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute("VACUUM (FREEZE) public.embeddings")
+    connection.close()
+    assert found(*side, since) == set()
+
+
+def test_horizon_of_another_history_is_refused(side: tuple[Session, Table]) -> None:
+    for wrong in (now(side[0]) + 10**6, now(side[0]) - 2**31):
+        with pytest.raises(StatementError, match="cannot be compared"):
+            list(changed_keys(*side, wrong))
+
+
+def test_key_sums_are_equal_on_both_versions_and_show_a_delete(
+    legacy: Database, side: tuple[Session, Table], empty_main: Database
+) -> None:
+    empty_main.execute("CREATE SCHEMA ext; CREATE EXTENSION vector SCHEMA ext")
+    empty_main.execute("CREATE TABLE public.embeddings (embedding ext.vector, id uuid PRIMARY KEY)")
+    with empty_main.cursor() as cursor:
+        cursor.executemany(
+            "INSERT INTO public.embeddings (id) VALUES (%s)", legacy.rows("SELECT id::text FROM public.embeddings")
+        )
+    with Session(endpoint(empty_main, "main"), "test") as session:
+        mirrored = describe(session, TableMapping())
+        here, there = key_sums(*side), key_sums(session, mirrored)
+        assert here == there
+        assert here.rows == 500
+        empty_main.execute("DELETE FROM public.embeddings WHERE id = %s", key(legacy, 17))
+        buckets = here.differing(key_sums(session, mirrored))
+        assert len(buckets) == 1
+        missing = keys_in_buckets(*side, buckets) - keys_in_buckets(session, mirrored, buckets)
+        assert missing == {(key(legacy, 17),)}
