@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import psycopg2
 from contenders import DEFAULT_COPY, Contender, checks, index_builds, loads
 from measure import BenchError, Measurement, Signals, measure
 from rich.console import Console
@@ -78,9 +79,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if chosen.json is not None:
             chosen.json.write_text(json.dumps(report, indent=2) + "\n")
         return EXIT_OK
+    except psycopg2.Error as error:
+        words = str(error).strip().split("\n")[0] or type(error).__name__
+        return _fail(BenchError(f"a server said: {words}", "look at the free disk and memory, or take fewer --rows"))
     except PipelineError as error:
-        tell(error_lines(error))
-        return error.exit_code
+        return _fail(error)
+
+
+def _fail(error: PipelineError) -> int:
+    tell(error_lines(error))
+    return error.exit_code
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -123,7 +123,7 @@ def _commands() -> Iterator[tuple[str, ...]]:
     yield ("pipeline", "copy", "--from", "legacy", "--to", "main")
     yield ("pipeline", "verify")
     for question in QUESTIONS:
-        yield ("pipeline", "search", question)
+        yield ("pipeline", "search", question, "--k", "3")
 
 
 def _shown(command: tuple[str, ...]) -> str:

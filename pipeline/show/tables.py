@@ -33,6 +33,7 @@ class Found(Protocol):
 
 
 _WIDTH_OF_FILES = 200
+_WIDTH_OF_PASSAGES = 110
 _STYLES = {"pass": "green", "fail": "bold red", "partial": "bold yellow", "done": "green", "interrupted": "yellow"}
 
 
@@ -142,7 +143,8 @@ def print_hits(hits: Sequence[Found]) -> None:
     if not hits:
         print_text("nothing found")
         return
-    width = _console().width
+    # Two lines a passage on a terminal; a file gets no more.
+    width = min(_console().width, _WIDTH_OF_PASSAGES)
     for place, hit in enumerate(hits, 1):
         text = " ".join((hit.content or "").split())
         print_text(
