@@ -148,8 +148,7 @@ def copy(
     chosen = options.CopyOptions(
         workers=workers, slice_bytes=slice_size * 2**20, deadline_seconds=deadline, restart=restart
     )
-    ends = settings.endpoint(source), settings.endpoint(target)
-    events = _observed(engine_copy(*ends, settings.table, settings.dimensions, chosen))
+    events = _observed(engine_copy(settings.route(source, target), chosen))
     done = next(event for event in events if isinstance(event, CopyDone))
     if as_json:
         print_json({"copy": asdict(done)})
@@ -181,9 +180,8 @@ def verify(source: str, target: str, env_file: Path | None, queries: int, k: int
     from pipeline.show.tables import print_checks, print_json
 
     settings = Settings.load(env_file)
-    ends = settings.endpoint(source), settings.endpoint(target)
     chosen = options.VerifyOptions(queries=queries, k=k)
-    events = _observed(engine_verify(*ends, settings.table, settings.dimensions, chosen))
+    events = _observed(engine_verify(settings.route(source, target), chosen))
     results = [event for event in events if isinstance(event, CheckDone)]
     passed = all(result.verdict == "pass" for result in results)
     if as_json:

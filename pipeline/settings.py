@@ -93,6 +93,21 @@ class TableMapping:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """From where to where, which table, and the dimension of its vectors on the target."""
+
+    source: Endpoint
+    target: Endpoint
+    table: TableMapping
+    dimensions: int
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        """Return both addresses, as they may be shown and stored."""
+        return self.source.label, self.target.label
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
     """One variable as ``pipeline settings`` shows it. ``shown`` never holds a secret."""
 
@@ -150,6 +165,15 @@ class Settings:
             if re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name)
             else "this is not an endpoint's name",
             "say legacy, main, or postgresql://user@host:port/database",
+        )
+
+    def route(self, source: str, target: str) -> Route:
+        """Resolve both ends of a move. Raises SettingsError."""
+        return Route(
+            source=self.endpoint(source),
+            target=self.endpoint(target),
+            table=self.table,
+            dimensions=self.dimensions,
         )
 
     @property

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, fields
 from datetime import datetime
 
-from pipeline import ledger
 from pipeline.endpoints import Endpoint
+from pipeline.ledger import runs
 from pipeline.postgres.crew import Crew
 from pipeline.postgres.database import Cursor
 
@@ -56,7 +56,7 @@ def read_state(target: Endpoint, limit: int = 5) -> State:
 
 def _read(crew: Crew, target: Endpoint, limit: int) -> State:
     with crew.session(target, "status") as session:
-        ledger.check_revision(session)
+        runs.check_revision(session)
         with session.transaction(read_only=True) as cursor:
             return State(runs=_runs(cursor, limit), verdicts=_verdicts(cursor))
 

@@ -12,7 +12,6 @@ from typing import Literal
 from psycopg2 import sql
 
 from pipeline.errors import RefusedError
-from pipeline.postgres.crew import Crew
 from pipeline.postgres.database import Session
 from pipeline.postgres.tables import Table
 
@@ -103,17 +102,6 @@ def bucket_map(session: Session, table: Table, columns: Sequence[str], embedding
     return BucketMap(
         buckets={bucket: (rows, filled, int(total)) for bucket, rows, filled, total in session.rows(query)}
     )
-
-
-def compare_maps(
-    crew: Crew,
-    sides: tuple[tuple[Session, Table], tuple[Session, Table]],
-    columns: Sequence[str],
-    embedding: str,
-) -> tuple[BucketMap, BucketMap]:
-    """Read both sides' maps at once, each in a thread of its own."""
-    futures = [crew.start(bucket_map, session, table, columns, embedding) for session, table in sides]
-    return futures[0].result(), futures[1].result()
 
 
 def open_buckets(

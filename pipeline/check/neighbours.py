@@ -39,7 +39,7 @@ class Disagreement:
     reason: str
 
 
-def sample_queries(session: Session, table: Table, mapping: TableMapping, count: int, dimensions: int) -> list[Query]:
+def sample_queries(session: Session, table: Table, mapping: TableMapping, count: int) -> list[Query]:
     """Draw stored vectors from the whole table, the same ones every time: those of the smallest key hashes.
 
     Rows without an embedding, or with one of zero length (which has no direction), are not drawn.
@@ -51,7 +51,7 @@ def sample_queries(session: Session, table: Table, mapping: TableMapping, count:
     ).format(
         key=key_text_sql(table),
         embedding=sql.Identifier(mapping.embedding),
-        norm=_norm_sql(table, mapping.embedding, dimensions),
+        norm=_norm_sql(table, mapping.embedding),
         table=table.identifier,
         hash=hash_sql(table, table.key),
     )
@@ -65,7 +65,7 @@ def key_text_sql(table: Table) -> sql.Composable:
     )
 
 
-def _norm_sql(table: Table, embedding: str, dimensions: int) -> sql.Composable:
+def _norm_sql(table: Table, embedding: str) -> sql.Composable:
     assert table.extension is not None
     column = table.column(embedding)
     assert column is not None

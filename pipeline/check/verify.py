@@ -1,89 +1,56 @@
 """Verify: counts, digests with the keys that differ, and parity of search, each a check with a verdict."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import islice
 
-from pipeline import ledger
-from pipeline.check.digests import BucketMap, Difference, bucket_map, check_versions, open_buckets
+from pipeline.check.digests import BucketMap, Difference, bucket_map, open_buckets
 from pipeline.check.neighbours import (
     DISTANCE_TOLERANCE,
     disagreement,
     exact_neighbours,
     sample_queries,
 )
-from pipeline.check.preflight import carried_columns, check_tables, check_vector_dimensions, refuse_if_needed
+from pipeline.check.pair import Pair, read_pair
 from pipeline.endpoints import Endpoint
 from pipeline.events import CheckDone, CheckStarted, Event, Verdict
+from pipeline.ledger import verdicts
 from pipeline.options import VerifyOptions
 from pipeline.postgres.crew import Crew
-from pipeline.postgres.database import clock, horizon
-from pipeline.postgres.tables import Table, describe
-from pipeline.settings import TableMapping
+from pipeline.postgres.database import clock
+from pipeline.postgres.tables import Table
+from pipeline.settings import Route, TableMapping
 
 # Keys that are named; all are counted.
 LISTED_KEYS = 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Pair:
-    """Both sides as they were found, and the horizons before anything was read."""
-
-    source: Table
-    target: Table
-    columns: tuple[str, ...]
-    horizons: tuple[int, int]
-
-
-def verify(
-    source: Endpoint, target: Endpoint, mapping: TableMapping, dimensions: int, options: VerifyOptions
-) -> Iterator[Event]:
+def verify(route: Route, options: VerifyOptions) -> Iterator[Event]:
     """Compare the two tables and their search; yield a CheckDone for every check.
 
     Both sides are read at once, nothing is written but the verdicts, in the target's ledger. Raises
     PipelineError where a side cannot be read; a difference is a verdict, not an error.
     """
     with Crew() as crew:
-        pair = crew.call(_read_pair, crew, source, target, mapping, dimensions)
+        pair = crew.call(_read_pair, crew, route)
         results: list[CheckDone] = []
-        for event in _checks(crew, source, target, mapping, dimensions, pair, options):
+        for event in _checks(crew, route, pair, options):
             if isinstance(event, CheckDone):
                 results.append(event)
             yield event
-        crew.call(_record, crew, source, target, pair, results)
+        crew.call(_record, crew, route, pair, results)
 
 
-def _read_pair(crew: Crew, source: Endpoint, target: Endpoint, mapping: TableMapping, dimensions: int) -> _Pair:
-    with crew.session(source, "verify") as here, crew.session(target, "verify") as there:
-        check_versions((here, there))
-        ledger.check_revision(there)
-        target_table = describe(there, mapping)
-        source_table = describe(here, mapping)
-        refuse_if_needed(check_tables(source_table, target_table, mapping, dimensions, (source.name, target.name)))
-        refuse_if_needed(check_vector_dimensions(here, source_table, mapping, dimensions))
-        with here.transaction(read_only=True) as mine, there.transaction(read_only=True) as theirs:
-            horizons = (horizon(mine), horizon(theirs))
-    return _Pair(
-        source=replace(source_table, key=target_table.key),
-        target=target_table,
-        columns=carried_columns(source_table, target_table),
-        horizons=horizons,
-    )
+def _read_pair(crew: Crew, route: Route) -> Pair:
+    with crew.session(route.source, "verify") as source, crew.session(route.target, "verify") as target:
+        return read_pair(source, target, route)
 
 
-def _checks(
-    crew: Crew,
-    source: Endpoint,
-    target: Endpoint,
-    mapping: TableMapping,
-    dimensions: int,
-    pair: _Pair,
-    options: VerifyOptions,
-) -> Iterator[Event]:
+def _checks(crew: Crew, route: Route, pair: Pair, options: VerifyOptions) -> Iterator[Event]:
     yield CheckStarted(name="rows")
     started = clock()
-    sides = ((source, pair.source), (target, pair.target))
-    maps = [crew.start(_read_map, crew, endpoint, table, pair.columns, mapping) for endpoint, table in sides]
+    sides = ((route.source, pair.source), (route.target, pair.target))
+    maps = [crew.start(_read_map, crew, endpoint, table, pair.columns, route.table) for endpoint, table in sides]
     yield from crew.follow(maps)
     here, there = (future.result() for future in maps)
     yield _counts(here, there, clock() - started)
@@ -91,7 +58,7 @@ def _checks(
     yield from crew.follow([opened])
     yield _digests(here, there, opened.result(), clock() - started)
     yield CheckStarted(name="parity")
-    parity = crew.start(_parity, crew, source, target, mapping, dimensions, pair, options)
+    parity = crew.start(_parity, crew, route, pair, options)
     yield from crew.follow([parity])
     yield parity.result()
 
@@ -168,20 +135,12 @@ def _digests(here: BucketMap, there: BucketMap, found: _Differences, seconds: fl
     return CheckDone(name="digests", verdict=verdict, summary=summary, figures=figures, seconds=seconds)
 
 
-def _parity(
-    crew: Crew,
-    source: Endpoint,
-    target: Endpoint,
-    mapping: TableMapping,
-    dimensions: int,
-    pair: _Pair,
-    options: VerifyOptions,
-) -> CheckDone:
+def _parity(crew: Crew, route: Route, pair: Pair, options: VerifyOptions) -> CheckDone:
     started = clock()
-    with crew.session(source, "verify") as here, crew.session(target, "verify") as there:
-        queries = sample_queries(here, pair.source, mapping, options.queries, dimensions)
-        theirs = crew.start(exact_neighbours, there, pair.target, mapping, queries, options.k)
-        mine = exact_neighbours(here, pair.source, mapping, queries, options.k)
+    with crew.session(route.source, "verify") as here, crew.session(route.target, "verify") as there:
+        queries = sample_queries(here, pair.source, route.table, options.queries)
+        theirs = crew.start(exact_neighbours, there, pair.target, route.table, queries, options.k)
+        mine = exact_neighbours(here, pair.source, route.table, queries, options.k)
         answers = zip(queries, mine, theirs.result(), strict=True)
         wrong = [found for query, left, right in answers if (found := disagreement(query, left, right)) is not None]
     figures: dict[str, object] = {
@@ -206,7 +165,7 @@ def _parity(
     )
 
 
-def _record(crew: Crew, source: Endpoint, target: Endpoint, pair: _Pair, results: list[CheckDone]) -> None:
-    with crew.session(target, "verify") as session, session.transaction() as cursor:
+def _record(crew: Crew, route: Route, pair: Pair, results: list[CheckDone]) -> None:
+    with crew.session(route.target, "verify") as session, session.transaction() as cursor:
         for result in results:
-            ledger.record_verdict(cursor, result, pair.target, (source.label, target.label), pair.horizons)
+            verdicts.record_verdict(cursor, result, pair.target, route.labels, pair.horizons)

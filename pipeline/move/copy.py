@@ -3,14 +3,14 @@
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-from pipeline import ledger
-from pipeline.endpoints import Endpoint
 from pipeline.errors import DuplicateKeyError
 from pipeline.events import CopyDone, Event, Loaded, Planned, Progress, Reconciled, SliceDone, Warned
+from pipeline.ledger import leases, marks, runs
 from pipeline.move.lease import Lease
 from pipeline.move.plan import Job, check_foreign_rows, prepare
 from pipeline.move.rebuild import analyze, defer_indexes, rebuild_indexes
@@ -22,7 +22,7 @@ from pipeline.options import CopyOptions
 from pipeline.postgres.crew import Crew
 from pipeline.postgres.database import Session, clock
 from pipeline.postgres.slices import Slice
-from pipeline.settings import TableMapping
+from pipeline.settings import Route
 
 T = TypeVar("T")
 
@@ -52,9 +52,7 @@ class _Tally:
         return Progress(rows=self.rows, bytes=self.bytes, slices=self.slices, seconds=clock() - self.started)
 
 
-def copy(
-    source: Endpoint, target: Endpoint, mapping: TableMapping, dimensions: int, options: CopyOptions
-) -> Iterator[Event]:
+def copy(route: Route, options: CopyOptions) -> Iterator[Event]:
     """Copy the table from source to target, or continue where an earlier copy stopped.
 
     A generator of events that ends with CopyDone; closing it stops the work within two seconds, and
@@ -62,11 +60,11 @@ def copy(
     """
     started = clock()
     with Crew() as crew:
-        job = crew.call(prepare, crew, source, target, mapping, dimensions, options.slice_bytes, options.restart)
+        job = crew.call(prepare, crew, route, options.slice_bytes, options.restart)
         if job.run.finished is not None:
             yield _already_done(job, started)
             return
-        lease = Lease(crew, target, job.run)
+        lease = Lease(crew, route.target, job.run)
         yield from _run(crew, job, lease, options, started)
 
 
@@ -135,7 +133,10 @@ def _load(crew: Crew, job: Job, lease: Lease, options: CopyOptions, tally: _Tall
 def _work(crew: Crew, job: Job, lease: Lease, options: CopyOptions, todo: deque[Slice], tally: _Tally) -> None:
     """Take slices until none is left. Sessions are kept from slice to slice, and made anew after a failure."""
     while True:
-        with crew.session(job.source, lease.purpose) as source, crew.session(job.target, lease.purpose) as target:
+        with (
+            crew.session(job.route.source, lease.purpose) as source,
+            crew.session(job.route.target, lease.purpose) as target,
+        ):
             while not (source.lost or target.lost):
                 crew.check()
                 try:
@@ -143,6 +144,15 @@ def _work(crew: Crew, job: Job, lease: Lease, options: CopyOptions, todo: deque[
                 except IndexError:
                     return
                 _carry(crew, job, lease, options, part, tally, (source, target))
+
+
+@contextmanager
+def _both(crew: Crew, job: Job, lease: Lease) -> Iterator[tuple[Session, Session]]:
+    with (
+        crew.session(job.route.source, lease.purpose) as source,
+        crew.session(job.route.target, lease.purpose) as target,
+    ):
+        yield source, target
 
 
 def _carry(
@@ -163,10 +173,13 @@ def _carry(
     def attempt(number: int) -> tuple[int, int, int]:
         if number == 1:
             return (*_slice(job, lease, part, tally, *sessions, number), number)
-        with crew.session(job.source, lease.purpose) as source, crew.session(job.target, lease.purpose) as target:
+        with (
+            crew.session(job.route.source, lease.purpose) as source,
+            crew.session(job.route.target, lease.purpose) as target,
+        ):
             with target.transaction(then=lease.guard) as cursor:
-                ledger.check_guard(cursor)
-                mark = ledger.slice_mark(cursor, job.run.id, part.ordinal)
+                leases.check_guard(cursor)
+                mark = marks.slice_mark(cursor, job.run.id, part.ordinal)
             if mark is not None:
                 return (*mark, number)
             return (*_slice(job, lease, part, tally, source, target, number), number)
@@ -180,24 +193,24 @@ def _slice(
     job: Job, lease: Lease, part: Slice, tally: _Tally, source: Session, target: Session, attempt: int
 ) -> tuple[int, int]:
     """Bring one slice's rows and set its mark, in one transaction on the target; return rows and bytes."""
-    query = select_sql(job.source_table, job.columns, part)
+    query = select_sql(job.pair.source, job.pair.columns, part)
     try:
         with target.transaction(then=lease.guard) as cursor:
-            ledger.check_guard(cursor)
-            into = insert_sql(job.target_table.identifier, job.columns)
+            leases.check_guard(cursor)
+            into = insert_sql(job.pair.target.identifier, job.pair.columns)
             carried = relay(source, query, target, cursor, into, tally.add_bytes)
-            ledger.finish_slice(cursor, job.run.id, part, carried.rows, carried.bytes, attempt)
+            marks.finish_slice(cursor, job.run.id, part, carried.rows, carried.bytes, attempt)
             return carried.rows, carried.bytes
     except DuplicateKeyError:
         pass
     # A row that was updated meanwhile lies in two slices, as two versions: the later one is written
     # over the earlier, and the pass over what changed settles which one is right.
     with Session(source.endpoint, lease.purpose) as fresh, target.transaction(then=lease.guard) as cursor:
-        ledger.check_guard(cursor)
-        create_stage(cursor, job.target_table, job.columns)
-        carried = relay(fresh, query, target, cursor, insert_sql(STAGE, job.columns), tally.add_bytes)
-        inserted, _ = upsert_from_stage(cursor, job.target_table, job.columns)
-        ledger.finish_slice(cursor, job.run.id, part, inserted, carried.bytes, attempt)
+        leases.check_guard(cursor)
+        create_stage(cursor, job.pair.target, job.pair.columns)
+        carried = relay(fresh, query, target, cursor, insert_sql(STAGE, job.pair.columns), tally.add_bytes)
+        inserted, _ = upsert_from_stage(cursor, job.pair.target, job.pair.columns)
+        marks.finish_slice(cursor, job.run.id, part, inserted, carried.bytes, attempt)
     return inserted, carried.bytes
 
 
@@ -207,7 +220,7 @@ def _step(
     """Do one short, repeatable step on a session of its own, in a thread, again after a lost connection."""
 
     def attempt(_number: int) -> T:
-        with crew.session(job.target, lease.purpose) as session:
+        with crew.session(job.route.target, lease.purpose) as session:
             return work(session, job)
 
     return crew.call(with_retries, crew, what, deadline_seconds, attempt)
@@ -215,21 +228,21 @@ def _step(
 
 def _mark_loaded(session: Session, job: Job) -> None:
     with session.transaction() as cursor:
-        ledger.mark_loaded(cursor, job.run.id)
+        runs.mark_loaded(cursor, job.run.id)
 
 
 def _rows_brought(session: Session, job: Job) -> int:
     with session.transaction(read_only=True) as cursor:
-        return ledger.rows_brought(cursor, job.run.id)
+        return runs.rows_brought(cursor, job.run.id)
 
 
 def _defer(lease: Lease, session: Session, job: Job) -> list[Event]:
     """Defer the indexes of an empty table; a table that this role does not own keeps them."""
-    if job.target_table.owned:
-        return list(defer_indexes(session, job.target_table, lease))
+    if job.pair.target.owned:
+        return list(defer_indexes(session, job.pair.target, lease))
     return [
         Warned(
-            fact=f"the indexes of {job.target_table.qualified} stay while it is filled: this role does not own it",
+            fact=f"the indexes of {job.pair.target.qualified} stay while it is filled: this role does not own it",
             hint="use the table's owner for a load several times faster",
         )
     ]
@@ -237,7 +250,7 @@ def _defer(lease: Lease, session: Session, job: Job) -> list[Event]:
 
 def _rebuild(crew: Crew, lease: Lease) -> Callable[[Session, Job], tuple[str, ...]]:
     def rebuild(session: Session, job: Job) -> tuple[str, ...]:
-        return rebuild_indexes(crew, session, job.target, job.target_table, job.dimensions, lease)
+        return rebuild_indexes(crew, session, job.route.target, job.pair.target, job.route.dimensions, lease)
 
     return rebuild
 
@@ -245,18 +258,18 @@ def _rebuild(crew: Crew, lease: Lease) -> Callable[[Session, Job], tuple[str, ..
 def _finish(lease: Lease, session: Session, job: Job) -> list[Event]:
     """Refresh statistics and close the run's books."""
     events: list[Event] = []
-    if job.target_table.owned:
-        analyze(session, job.target_table)
+    if job.pair.target.owned:
+        analyze(session, job.pair.target)
     else:
         events.append(
             Warned(
-                fact=f"{job.target_table.qualified} was not analyzed: this role does not own it",
-                hint=f"as its owner: ANALYZE {job.target_table.qualified}",
+                fact=f"{job.pair.target.qualified} was not analyzed: this role does not own it",
+                hint=f"as its owner: ANALYZE {job.pair.target.qualified}",
             )
         )
     with session.transaction(then=lease.guard) as cursor:
-        ledger.check_guard(cursor)
-        ledger.mark_finished(cursor, job.run.id)
+        leases.check_guard(cursor)
+        runs.mark_finished(cursor, job.run.id)
     return events
 
 
@@ -264,15 +277,15 @@ def _planned(job: Job, options: CopyOptions) -> Planned:
     done = [part for part in job.slices if part.done]
     return Planned(
         run=job.run.id,
-        table=job.target_table.qualified,
-        source=job.source.label,
-        target=job.target.label,
+        table=job.pair.target.qualified,
+        source=job.route.source.label,
+        target=job.route.target.label,
         resumed=job.resumed,
         slices=len(job.slices),
         slices_done=len(done),
         rows_done=sum(part.rows or 0 for part in done),
-        bytes_estimate=job.source_table.bytes,
-        rows_estimate=job.source_table.rows_estimate,
+        bytes_estimate=job.pair.source.bytes,
+        rows_estimate=job.pair.source.rows_estimate,
         workers=min(options.workers, len(job.slices) - len(done)),
     )
 

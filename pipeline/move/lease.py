@@ -5,9 +5,9 @@ from concurrent.futures import Future
 
 from psycopg2 import sql
 
-from pipeline import ledger
 from pipeline.endpoints import Endpoint
 from pipeline.errors import BusyError, ConflictError, PipelineError, UnreachableError
+from pipeline.ledger import leases, runs
 from pipeline.postgres.crew import TICK_SECONDS, Crew
 from pipeline.postgres.database import Session, clock
 
@@ -23,7 +23,7 @@ def purpose(run_id: int, generation: int) -> str:
 class Lease:
     """The lease of one run, held by a thread of the crew until ``release``."""
 
-    def __init__(self, crew: Crew, target: Endpoint, run: ledger.Run) -> None:
+    def __init__(self, crew: Crew, target: Endpoint, run: runs.Run) -> None:
         """Take the lease. Raises BusyError where another copier holds it."""
         self.run_id = run.id
         self._crew = crew
@@ -36,7 +36,7 @@ class Lease:
     @property
     def guard(self) -> sql.Composable:
         """Return the statement that begins every transaction of this run."""
-        return sql.SQL(ledger.GUARD_SQL).format(sql.Literal(self.run_id), sql.Literal(self.generation))
+        return sql.SQL(leases.GUARD_SQL).format(sql.Literal(self.run_id), sql.Literal(self.generation))
 
     @property
     def purpose(self) -> str:
@@ -48,7 +48,7 @@ class Lease:
         self._done.set()
         self.future.result()
 
-    def _hold(self, run: ledger.Run, taken: "Future[int]") -> None:
+    def _hold(self, run: runs.Run, taken: "Future[int]") -> None:
         try:
             with self._crew.session(self._target, f"lease {run.id}") as session:
                 generation = _take(self._crew, session, run)
@@ -75,7 +75,7 @@ class Lease:
                     self._renew_on(session, generation, lost)
                     return
             except UnreachableError:
-                if clock() - lost > ledger.LEASE_SECONDS:
+                if clock() - lost > leases.LEASE_SECONDS:
                     raise
                 self._crew.pause(1.0)
             else:
@@ -84,26 +84,26 @@ class Lease:
     def _renew_on(self, session: Session, generation: int, since: float) -> None:
         while self._wait(since):
             with session.transaction() as cursor:
-                ledger.renew_lease(cursor, self.run_id, generation)
+                leases.renew_lease(cursor, self.run_id, generation)
             since = clock()
         with session.transaction() as cursor:
-            ledger.release_lease(cursor, self.run_id, generation)
+            leases.release_lease(cursor, self.run_id, generation)
 
     def _wait(self, since: float) -> bool:
         """Wait until the lease is to be renewed; False once it is to be given back."""
-        while clock() - since < ledger.RENEW_SECONDS:
+        while clock() - since < leases.RENEW_SECONDS:
             if self._done.wait(TICK_SECONDS) or self._crew.stopping.is_set():
                 return False
         return True
 
 
-def _take(crew: Crew, session: Session, run: ledger.Run) -> int:
+def _take(crew: Crew, session: Session, run: runs.Run) -> int:
     deadline = clock() + GRACE_SECONDS
     while True:
         try:
             with session.transaction() as cursor:
-                generation = ledger.take_lease(cursor, run)
-                holder = None if generation is not None else ledger.read_holder(cursor, run)
+                generation = leases.take_lease(cursor, run)
+                holder = None if generation is not None else leases.read_holder(cursor, run)
         except ConflictError:
             # A transaction of the old generation is still open, and it cannot be waited for.
             end_lapsed_generations(session)

@@ -1,116 +1,68 @@
-"""Before the first row: both sides described and checked, and the run found, continued or recorded."""
+"""Before the first row: the run found, continued or recorded."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from psycopg2 import sql
 
-from pipeline import ledger
-from pipeline.check.preflight import (
-    carried_columns,
-    check_tables,
-    check_vector_dimensions,
-    refuse_if_needed,
-)
-from pipeline.endpoints import Endpoint
+from pipeline.check.pair import Pair, read_pair
 from pipeline.errors import RefusedError
+from pipeline.ledger import marks, runs
 from pipeline.move.lease import end_lapsed_generations
 from pipeline.postgres.crew import Crew
-from pipeline.postgres.database import Cursor, Session, horizon
+from pipeline.postgres.database import Cursor, Session
 from pipeline.postgres.slices import Slice, plan
-from pipeline.postgres.tables import Table, describe
-from pipeline.settings import TableMapping
+from pipeline.postgres.tables import Table
+from pipeline.settings import Route
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What a copy is about: both ends as they were found, the columns, the run and its slices."""
+    """What a copy is about: the route, both tables as they were found, the run and its slices."""
 
-    source: Endpoint
-    target: Endpoint
-    mapping: TableMapping
-    dimensions: int
-    source_table: Table
-    target_table: Table
-    columns: tuple[str, ...]
-    run: ledger.Run
+    route: Route
+    pair: Pair
+    run: runs.Run
     resumed: bool
     slices: tuple[Slice, ...]
 
-    @property
-    def tables(self) -> tuple[Table, Table]:
-        """Return both descriptions, the source's first."""
-        return self.source_table, self.target_table
 
-
-def read_pair(
-    source: Session, target: Session, mapping: TableMapping, dimensions: int
-) -> tuple[Table, Table, tuple[str, ...]]:
-    """Describe and check both tables; return them, the source's key in the target's order, and the columns.
-
-    Raises RefusedError with everything that stands in the way. Nothing is written.
-    """
-    there = describe(target, mapping)
-    here = describe(source, mapping)
-    names = (source.endpoint.name, target.endpoint.name)
-    refuse_if_needed(check_tables(here, there, mapping, dimensions, names))
-    refuse_if_needed(check_vector_dimensions(source, here, mapping, dimensions))
-    return replace(here, key=there.key), there, carried_columns(here, there)
-
-
-def prepare(
-    crew: Crew,
-    source: Endpoint,
-    target: Endpoint,
-    mapping: TableMapping,
-    dimensions: int,
-    slice_bytes: int,
-    restart: bool,
-) -> Job:
+def prepare(crew: Crew, route: Route, slice_bytes: int, restart: bool) -> Job:
     """Check everything, then continue the unfinished run, find the finished one, or record a new one."""
-    with crew.session(source, "copy") as here, crew.session(target, "copy") as there:
-        ledger.check_revision(there)
-        end_lapsed_generations(there)
-        source_table, target_table, columns = read_pair(here, there, mapping, dimensions)
-        # Taken before anything is read: what a later transaction changes is found from here.
-        with here.transaction(read_only=True) as cursor:
-            source_horizon = horizon(cursor)
-        with there.transaction() as cursor:
-            run = ledger.latest_run(cursor, target_table)
-            if run is not None and restart and run.finished is None:
-                ledger.abandon_run(cursor, run)
-                run = None
-            empty = _is_empty(cursor, target_table)
-            if run is not None and run.finished is not None and empty:
-                run = None
+    with crew.session(route.source, "copy") as source, crew.session(route.target, "copy") as target:
+        runs.check_revision(target)
+        end_lapsed_generations(target)
+        pair = read_pair(source, target, route)
+        with target.transaction() as cursor:
+            run = _standing_run(cursor, target, pair, restart)
             resumed = run is not None
             if run is None:
-                if not empty:
-                    raise _not_empty(cursor, there, target_table)
-                run = ledger.create_run(
-                    cursor,
-                    source_table,
-                    target_table,
-                    (source.label, target.label),
-                    columns,
-                    plan(source_table.pages, source_table.bytes, slice_bytes),
-                    slice_bytes,
-                    (source_horizon, horizon(cursor)),
+                slices = plan(pair.source.pages, pair.source.bytes, slice_bytes)
+                run = runs.create_run(
+                    cursor, pair.source, pair.target, route.labels, pair.columns, slices, slice_bytes, pair.horizons
                 )
-            elif run.fingerprint != ledger.fingerprint(source_table, target_table, columns):
-                raise _other_plan(run, there, source_table)
-            slices = ledger.read_slices(cursor, run.id)
-    return Job(
-        source=source,
-        target=target,
-        mapping=mapping,
-        dimensions=dimensions,
-        source_table=source_table,
-        target_table=target_table,
-        columns=columns,
-        run=run,
-        resumed=resumed,
-        slices=slices,
-    )
+            slices = marks.read_slices(cursor, run.id)
+    return Job(route=route, pair=pair, run=run, resumed=resumed, slices=slices)
+
+
+def _standing_run(cursor: Cursor, session: Session, pair: Pair, restart: bool) -> runs.Run | None:
+    """Return the run to go on with, or None where a new one is to begin, into an empty table.
+
+    Raises RefusedError where the run is bound to another plan, or where a table without one holds rows.
+    """
+    run = runs.latest_run(cursor, pair.target)
+    empty = _is_empty(cursor, pair.target)
+    if run is not None and run.finished is None and restart:
+        runs.abandon_run(cursor, run)
+        run = None
+    if run is not None and run.finished is not None and empty:
+        run = None
+    if run is None:
+        if not empty:
+            raise _not_empty(cursor, session, pair.target)
+        return None
+    if run.fingerprint != runs.fingerprint(pair.source, pair.target, pair.columns):
+        raise _other_plan(run, session, pair.source)
+    return run
 
 
 def check_foreign_rows(session: Session, job: Job) -> None:
@@ -119,9 +71,9 @@ def check_foreign_rows(session: Session, job: Job) -> None:
     One scan of the heap, under the lease: nobody else writes rows for this run now.
     """
     with session.transaction(read_only=True) as cursor:
-        found = count_rows(cursor, job.target_table)
-        brought = ledger.rows_brought(cursor, job.run.id)
-    where = f"{session.label}'s {job.target_table.qualified}"
+        found = count_rows(cursor, job.pair.target)
+        brought = runs.rows_brought(cursor, job.run.id)
+    where = f"{session.label}'s {job.pair.target.qualified}"
     if found > brought:
         raise RefusedError(
             f"{where} holds {found - brought} rows that this run did not bring",
@@ -130,7 +82,7 @@ def check_foreign_rows(session: Session, job: Job) -> None:
     if found < brought:
         raise RefusedError(
             f"{where} has lost {brought - found} of the {brought} rows that this run brought",
-            f"TRUNCATE {job.target_table.qualified}, then run: pipeline copy --restart",
+            f"TRUNCATE {job.pair.target.qualified}, then run: pipeline copy --restart",
         )
 
 
@@ -155,7 +107,7 @@ def _not_empty(cursor: Cursor, session: Session, table: Table) -> RefusedError:
     )
 
 
-def _other_plan(run: ledger.Run, session: Session, source: Table) -> RefusedError:
+def _other_plan(run: runs.Run, session: Session, source: Table) -> RefusedError:
     state = "finished" if run.finished else "unfinished"
     what = (
         "that was another server"

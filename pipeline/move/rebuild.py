@@ -5,10 +5,10 @@ from contextlib import suppress
 
 from psycopg2 import sql
 
-from pipeline import ledger
 from pipeline.endpoints import Endpoint
 from pipeline.errors import PipelineError, StatementError
 from pipeline.events import IndexBuilt, IndexDeferred, IndexProgress, Warned
+from pipeline.ledger import leases, marks
 from pipeline.move.lease import Lease
 from pipeline.postgres.crew import Crew
 from pipeline.postgres.database import Session, clock
@@ -30,10 +30,10 @@ PROGRESS_SECONDS = 0.5
 def defer_indexes(session: Session, table: Table, lease: Lease) -> list[IndexDeferred]:
     """Record and drop the table's secondary indexes in one transaction."""
     with session.transaction(then=lease.guard) as cursor:
-        ledger.check_guard(cursor)
+        leases.check_guard(cursor)
         indexes = secondary_indexes(cursor, table.oid)
         for index in indexes:
-            ledger.defer_index(cursor, lease.run_id, index)
+            marks.defer_index(cursor, lease.run_id, index)
             cursor.execute(drop_sql(index.schema, index.name))
     return [IndexDeferred(name=index.name, definition=index.definition) for index in indexes]
 
@@ -46,7 +46,7 @@ def rebuild_indexes(
     ``target`` is for the second connection, which watches the build.
     """
     with session.transaction(read_only=True) as cursor:
-        indexes = ledger.indexes_to_rebuild(cursor, table)
+        indexes = marks.indexes_to_rebuild(cursor, table)
     for index in indexes:
         started = clock()
         _build(crew, session, target, table, index, dimensions, lease)
@@ -86,7 +86,7 @@ def _build(
 def _build_once(session: Session, index: Index, plan: BuildPlan, lease: Lease) -> None:
     """Build in one transaction with the mark, so that neither a half index nor a half record can stay."""
     with session.transaction(then=lease.guard) as cursor:
-        ledger.check_guard(cursor)
+        leases.check_guard(cursor)
         state = build_state(cursor, index.schema, index.name)
         if state == "invalid":
             cursor.execute(drop_sql(index.schema, index.name))
@@ -98,7 +98,7 @@ def _build_once(session: Session, index: Index, plan: BuildPlan, lease: Lease) -
             )
             cursor.execute(sql.SQL(index.definition))
             cursor.execute(comment_sql(index))
-        ledger.mark_rebuilt(cursor, index)
+        marks.mark_rebuilt(cursor, index)
 
 
 def _plan(session: Session, table: Table, dimensions: int) -> BuildPlan:

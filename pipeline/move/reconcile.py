@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from psycopg2 import sql
 
-from pipeline import ledger
 from pipeline.check.changes import Key
 from pipeline.check.digests import hash_sql
+from pipeline.check.pair import Pair
+from pipeline.ledger import leases, runs
 from pipeline.move.lease import Lease
 from pipeline.move.relay import insert_sql, relay
 from pipeline.postgres.database import Cursor, Session
@@ -36,21 +37,20 @@ class Outcome:
 def reconcile(
     source: Session,
     target: Session,
-    tables: tuple[Table, Table],
-    columns: tuple[str, ...],
+    pair: Pair,
     keys: Sequence[Key],
     lease: Lease,
 ) -> Outcome:
     """Make the target's rows of these keys equal to the source's, in one transaction on the target."""
-    source_table, target_table = tables
     with target.transaction(then=lease.guard) as cursor:
-        ledger.check_guard(cursor)
-        create_stage(cursor, target_table, columns)
-        relay(source, _select_keys_sql(source_table, columns, keys), target, cursor, insert_sql(STAGE, columns))
-        inserted, updated = upsert_from_stage(cursor, target_table, columns)
-        cursor.execute(_delete_sql(target_table, keys))
+        leases.check_guard(cursor)
+        create_stage(cursor, pair.target, pair.columns)
+        query = _select_keys_sql(pair.source, pair.columns, keys)
+        relay(source, query, target, cursor, insert_sql(STAGE, pair.columns))
+        inserted, updated = upsert_from_stage(cursor, pair.target, pair.columns)
+        cursor.execute(_delete_sql(pair.target, keys))
         deleted = cursor.rowcount
-        ledger.add_reconciled(cursor, lease.run_id, inserted - deleted)
+        runs.add_reconciled(cursor, lease.run_id, inserted - deleted)
     return Outcome(inserted=inserted, updated=updated, deleted=deleted)
 
 

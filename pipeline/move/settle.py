@@ -2,9 +2,9 @@
 
 from functools import partial
 
-from pipeline import ledger
 from pipeline.check.changes import Key, changed_keys, key_sums, keys_in_buckets
 from pipeline.events import Reconciled, Warned
+from pipeline.ledger import leases, runs
 from pipeline.move.lease import Lease
 from pipeline.move.plan import Job, count_rows
 from pipeline.move.reconcile import Outcome, reconcile
@@ -52,23 +52,23 @@ def settle(crew: Crew, job: Job, lease: Lease, since: int, done: int, deadline_s
 def _pass(crew: Crew, job: Job, lease: Lease, since: int, _attempt: int) -> tuple[int, int, Outcome]:
     """Do one pass; return how many keys it found, its own horizon, and what it wrote."""
     with (
-        crew.session(job.source, lease.purpose) as source,
-        crew.session(job.source, lease.purpose) as reader,
-        crew.session(job.target, lease.purpose) as target,
+        crew.session(job.route.source, lease.purpose) as source,
+        crew.session(job.route.source, lease.purpose) as reader,
+        crew.session(job.route.target, lease.purpose) as target,
     ):
         with source.transaction(read_only=True) as cursor:
             now = horizon(cursor)
         total = Outcome(inserted=0, updated=0, deleted=0)
         found = 0
-        for keys in changed_keys(source, job.source_table, since):
+        for keys in changed_keys(source, job.pair.source, since):
             found += len(keys)
             total = _apply(crew, job, lease, (reader, target), keys, total)
         vanished = _vanished_keys(crew, job, (source, target))
         for first in range(0, len(vanished), BATCH_KEYS):
             total = _apply(crew, job, lease, (reader, target), vanished[first : first + BATCH_KEYS], total)
         with target.transaction(then=lease.guard) as cursor:
-            ledger.check_guard(cursor)
-            ledger.move_horizon(cursor, job.run.id, now)
+            leases.check_guard(cursor)
+            runs.move_horizon(cursor, job.run.id, now)
     return found + len(vanished), now, total
 
 
@@ -76,7 +76,7 @@ def _apply(
     crew: Crew, job: Job, lease: Lease, sessions: tuple[Session, Session], keys: list[Key], total: Outcome
 ) -> Outcome:
     crew.check()
-    done = reconcile(*sessions, job.tables, job.columns, keys, lease)
+    done = reconcile(*sessions, job.pair, keys, lease)
     return Outcome(
         inserted=total.inserted + done.inserted,
         updated=total.updated + done.updated,
@@ -91,15 +91,15 @@ def _vanished_keys(crew: Crew, job: Job, sessions: tuple[Session, Session]) -> l
     rows that somebody else wrote are reported and left alone.
     """
     source, target = sessions
-    theirs = crew.start(key_sums, target, job.target_table)
-    buckets = key_sums(source, job.source_table).differing(theirs.result())
+    theirs = crew.start(key_sums, target, job.pair.target)
+    buckets = key_sums(source, job.pair.source).differing(theirs.result())
     if not buckets:
         return []
-    here = keys_in_buckets(source, job.source_table, buckets)
-    there = keys_in_buckets(target, job.target_table, buckets)
+    here = keys_in_buckets(source, job.pair.source, buckets)
+    there = keys_in_buckets(target, job.pair.target, buckets)
     missing, extra = here - there, there - here
     with target.transaction(read_only=True) as cursor:
-        foreign = count_rows(cursor, job.target_table) - ledger.rows_brought(cursor, job.run.id)
+        foreign = count_rows(cursor, job.pair.target) - runs.rows_brought(cursor, job.run.id)
     if foreign and extra:
         crew.emit(
             Warned(

@@ -29,7 +29,8 @@ class Crew:
 
     def __init__(self) -> None:
         self.stopping = threading.Event()
-        self._events: queue.Queue[Event] = queue.Queue(_EVENTS_HELD)
+        # None wakes the main thread: a thread has ended.
+        self._events: queue.Queue[Event | None] = queue.Queue(_EVENTS_HELD)
         self._threads: list[threading.Thread] = []
         self._sessions: set[Session] = set()
         self._lock = threading.Lock()
@@ -70,6 +71,8 @@ class Crew:
                 future.set_result(work(*args, **kwargs))
             except BaseException as error:  # noqa: BLE001 - raised again where the future is asked
                 future.set_exception(error)
+            with suppress(queue.Full):
+                self._events.put_nowait(None)
 
         thread = threading.Thread(target=body, daemon=True)
         self._threads.append(thread)
@@ -108,7 +111,8 @@ class Crew:
                     future.result()
             if pending:
                 with suppress(queue.Empty):
-                    yield self._events.get(timeout=TICK_SECONDS / 2)
+                    if (event := self._events.get(timeout=TICK_SECONDS)) is not None:
+                        yield event
             if tick is not None and clock() - ticked >= TICK_SECONDS:
                 ticked = clock()
                 yield tick()
@@ -119,7 +123,8 @@ class Crew:
     def _drain(self) -> Iterator[Event]:
         with suppress(queue.Empty):
             while True:
-                yield self._events.get_nowait()
+                if (event := self._events.get_nowait()) is not None:
+                    yield event
 
     def close(self) -> None:
         """Stop everything: first cancel the statements, then cut the connections, then let go."""

@@ -25,7 +25,7 @@ from pipeline.errors import (
     EXIT_UNREACHABLE,
     EXIT_USAGE,
 )
-from pipeline.ledger import REVISION
+from pipeline.ledger.runs import REVISION
 from tests.support import CANARY, Database, Outcome, environment, pipeline, run, start
 
 DIMENSIONS = 3

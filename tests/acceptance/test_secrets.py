@@ -115,13 +115,13 @@ def test_every_command_is_followed() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_success_shows_no_secret(pair: Pair, command: str) -> None:
+def test_success_shows_no_secret(pair: Pair, command: str, tmp_path: Path) -> None:
     if command in CONNECTING:
         pipeline("copy", env=pair.env()).expect(EXIT_OK)
     if command == "copy":
         pair.main.execute("TRUNCATE embeddings")
     for arguments in COMMANDS[command]:
-        outcome = pipeline(command, *arguments, env=pair.env(TMPDIR=tempfile.gettempdir())).expect(EXIT_OK)
+        outcome = pipeline(command, *arguments, env=pair.env(TMPDIR=str(tmp_path))).expect(EXIT_OK)
         assert outcome.out
         hidden(outcome.out + outcome.err, text_too=command not in SHOWS_TEXTS)
 
@@ -292,7 +292,7 @@ def test_alembic_shows_no_secret_while_it_works(empty_main: Database) -> None:
         hidden(outcome.out + outcome.err)
 
 
-@pytest.mark.parametrize("arguments", [("upgrade", "head"), ("check",), ("current",), ("downgrade", "base")])
+@pytest.mark.parametrize("arguments", [("upgrade", "head"), ("current",)])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_alembic_shows_no_secret_where_it_fails(empty_main: Database, fault: str, arguments: tuple[str, ...]) -> None:
     changes, code = FAULTS[fault]

@@ -20,7 +20,7 @@ from psycopg2 import sql
 
 from pipeline.demo.servers import free_port
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_USAGE, RefusedError
-from pipeline.ledger import REVISION
+from pipeline.ledger.runs import REVISION
 from pipeline.search.table import hnsw_index_name
 from pipeline.settings import Settings, TableMapping
 from tests.support import CANARY, ROOT, Database, Outcome, clean_environment, command_line, environment, run

@@ -1,0 +1,204 @@
+"""Runs: found, recorded, bound to their plan, and closed."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import Any
+
+from psycopg2 import sql
+from psycopg2.extras import execute_values
+
+from pipeline import __version__
+from pipeline.errors import BusyError, RefusedError
+from pipeline.postgres.database import Cursor, Session
+from pipeline.postgres.slices import Slice
+from pipeline.postgres.tables import Table
+
+# The revision of alembic/versions that this code is written for.
+REVISION = "0004"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One copy of one table. ``generation`` is the lease's: who holds another one commits nothing."""
+
+    id: int
+    source_label: str
+    target_label: str
+    source_system: int
+    source_table: str
+    target_table: str
+    fingerprint: str
+    slice_bytes: int
+    generation: int
+    started: datetime
+    loaded: datetime | None
+    finished: datetime | None
+    source_horizon: int
+    target_horizon: int
+    reconciled_rows: int
+
+
+def check_revision(session: Session) -> None:
+    """Raise RefusedError unless the target's ledger is at the revision that this code knows."""
+    with session.transaction(read_only=True) as cursor:
+        cursor.execute(
+            "SELECT pg_catalog.to_regclass('pipeline.alembic_version') IS NOT NULL,"
+            " pg_catalog.to_regclass('pipeline.run') IS NOT NULL"
+        )
+        row = cursor.fetchone()
+        if row is None or not row[0]:
+            raise RefusedError(f"{session.label} has no ledger (schema pipeline)", "run: alembic upgrade head")
+        cursor.execute("SELECT version_num FROM pipeline.alembic_version")
+        found = [version for (version,) in cursor.fetchall()]
+    if found != [REVISION] or not row[1]:
+        raise RefusedError(
+            f"the ledger of {session.label} is at revision {', '.join(found) or 'none'},"
+            f" this pipeline needs {REVISION}",
+            "run: alembic upgrade head, with the checkout that this pipeline was installed from",
+        )
+
+
+def fingerprint(source: Table, target: Table, columns: Sequence[str]) -> str:
+    """Return a digest of what binds a run to its plan: both tables, and the columns with their types.
+
+    The boundaries of the slices are not in it: a run keeps those that it was planned with.
+    """
+    parts = [
+        source.server.system_identifier,
+        source.server.database_oid,
+        source.oid,
+        target.oid,
+        [[name, getattr(source.column(name), "type", None)] for name in columns],
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+_RUN_COLUMNS = sql.SQL("""
+    id, source_label, target_label, source_system, source_schema || '.' || source_table,
+    target_schema || '.' || target_table, fingerprint, slice_bytes, lease_generation,
+    started_at, loaded_at, finished_at, source_horizon, target_horizon, reconciled_rows
+""")
+
+
+def latest_run(cursor: Cursor, target: Table) -> Run | None:
+    """Return the unfinished run into a table, else its last finished one; abandoned ones do not count."""
+    cursor.execute(
+        sql.SQL(
+            "SELECT {} FROM pipeline.run WHERE target_schema = %s AND target_table = %s AND abandoned_at IS NULL"
+            " ORDER BY finished_at IS NULL DESC, id DESC LIMIT 1"
+        ).format(_RUN_COLUMNS),
+        (target.schema, target.name),
+    )
+    row = cursor.fetchone()
+    return None if row is None else _run(row)
+
+
+def create_run(
+    cursor: Cursor,
+    source: Table,
+    target: Table,
+    labels: tuple[str, str],
+    columns: Sequence[str],
+    slices: Sequence[Slice],
+    slice_bytes: int,
+    horizons: tuple[int, int],
+) -> Run:
+    """Record a run and its slices. Raises BusyError where another one was recorded just now.
+
+    ``horizons`` are the source's and the target's, taken before anything was read.
+    """
+    cursor.execute(
+        sql.SQL(
+            "INSERT INTO pipeline.run (source_label, target_label, source_system, source_database, source_schema,"
+            " source_table, source_oid, target_schema, target_table, target_oid, column_names, column_types,"
+            " key_columns, slice_bytes, fingerprint, source_horizon, target_horizon, tool_version)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+            " ON CONFLICT DO NOTHING RETURNING {}"
+        ).format(_RUN_COLUMNS),
+        (
+            *labels,
+            source.server.system_identifier,
+            labels[0].rsplit("/", 1)[-1],
+            source.schema,
+            source.name,
+            source.oid,
+            target.schema,
+            target.name,
+            target.oid,
+            list(columns),
+            [getattr(source.column(name), "type", "") for name in columns],
+            list(target.key),
+            slice_bytes,
+            fingerprint(source, target, columns),
+            *horizons,
+            __version__,
+        ),
+    )
+    row = cursor.fetchone()
+    if row is None:
+        raise BusyError(f"another copy into {target.qualified} began at this moment", "pipeline status shows it")
+    run = _run(row)
+    execute_values(
+        cursor,
+        "INSERT INTO pipeline.slice (run_id, ordinal, kind, lower, upper) VALUES %s",
+        [(run.id, part.ordinal, "pages", part.lower, part.upper) for part in slices],
+    )
+    return run
+
+
+def _run(row: Sequence[Any]) -> Run:
+    return Run(**dict(zip((field.name for field in fields(Run)), row, strict=True)))
+
+
+def abandon_run(cursor: Cursor, run: Run) -> None:
+    """Mark an unfinished run as given up; its slices and definitions stay to be read."""
+    cursor.execute(
+        "UPDATE pipeline.run SET abandoned_at = pg_catalog.clock_timestamp() WHERE id = %s AND finished_at IS NULL",
+        (run.id,),
+    )
+
+
+def add_reconciled(cursor: Cursor, run_id: int, rows: int) -> None:
+    """Count rows that a reconcile added (or, negative, took away), in the transaction that did it.
+
+    So the rows of the slices and these are the rows that the run brought, at every commit.
+    """
+    cursor.execute("UPDATE pipeline.run SET reconciled_rows = reconciled_rows + %s WHERE id = %s", (rows, run_id))
+
+
+def move_horizon(cursor: Cursor, run_id: int, source_horizon: int) -> None:
+    """Record that everything before a source horizon was looked at, after the pass that did it."""
+    cursor.execute("UPDATE pipeline.run SET source_horizon = %s WHERE id = %s", (source_horizon, run_id))
+
+
+def rows_brought(cursor: Cursor, run_id: int) -> int:
+    """Return how many rows of the target's table the run brought, by its own books."""
+    cursor.execute(
+        "SELECT reconciled_rows + (SELECT coalesce(sum(s.rows), 0) FROM pipeline.slice s WHERE s.run_id = r.id)"
+        " FROM pipeline.run r WHERE r.id = %s",
+        (run_id,),
+    )
+    row = cursor.fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def mark_loaded(cursor: Cursor, run_id: int) -> None:
+    """Record that every slice is done. The database refuses to finish a run before."""
+    cursor.execute(
+        "UPDATE pipeline.run SET loaded_at = pg_catalog.clock_timestamp() WHERE id = %s AND loaded_at IS NULL"
+        " AND NOT EXISTS (SELECT 1 FROM pipeline.slice s WHERE s.run_id = run.id AND s.finished_at IS NULL)",
+        (run_id,),
+    )
+
+
+def mark_finished(cursor: Cursor, run_id: int) -> None:
+    """Record the run's end, and give the lease back."""
+    cursor.execute(
+        "UPDATE pipeline.run SET finished_at = pg_catalog.clock_timestamp(), lease_owner = NULL,"
+        " lease_backend = NULL, lease_until = NULL WHERE id = %s",
+        (run_id,),
+    )

@@ -1,0 +1,30 @@
+"""The verdicts of verify, each with the horizons that it speaks of."""
+
+import json
+
+from pipeline.events import CheckDone
+from pipeline.postgres.database import Cursor
+from pipeline.postgres.tables import Table
+
+
+def record_verdict(
+    cursor: Cursor, result: CheckDone, target: Table, labels: tuple[str, str], horizons: tuple[int, int]
+) -> None:
+    """Store a check's verdict with the horizons that it speaks of."""
+    cursor.execute(
+        "INSERT INTO pipeline.verdict (run_id, source_label, target_label, target_schema, target_table,"
+        " check_name, verdict, figures, source_horizon, target_horizon)"
+        " VALUES ((SELECT pg_catalog.max(id) FROM pipeline.run WHERE target_schema = %s AND target_table = %s),"
+        " %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+        (
+            target.schema,
+            target.name,
+            *labels,
+            target.schema,
+            target.name,
+            result.name,
+            result.verdict,
+            json.dumps({"summary": result.summary, "seconds": round(result.seconds, 3), **result.figures}),
+            *horizons,
+        ),
+    )
