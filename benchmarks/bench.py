@@ -17,18 +17,18 @@ from importlib.metadata import version
 from pathlib import Path
 
 import psycopg2
-from contenders import DEFAULT_COPY, Contender, checks, index_builds, loads
-from measure import BenchError, Measurement, Signals, measure
 from rich.console import Console
 from rich.table import Table
-from testbed import RELEASES, SERVER_SETTINGS, Content, Testbed, testbed
 
+from contenders import DEFAULT_COPY, Contender, checks, index_builds, loads
+from measure import BenchError, Measurement, Signals, measure
 from pipeline import __version__
 from pipeline.demo.fill import MAX_ROWS
 from pipeline.errors import EXIT_OK, PipelineError
 from pipeline.postgres.tables import read_extension
 from pipeline.show.figures import plural, size
 from pipeline.show.words import error_lines
+from testbed import RELEASES, SERVER_SETTINGS, Content, Testbed, testbed
 
 SCHEMA_VERSION = 1
 DEFAULT_ROWS, QUICK_ROWS = 200_000, 20_000

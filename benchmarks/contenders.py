@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from measure import Command, Pipe, Step
 from psycopg2 import sql
-from testbed import DATABASE, Connection, Testbed
 
+from measure import Command, Pipe, Step
 from pipeline.demo.servers import SUPERUSER, Server
 from pipeline.postgres.indexes import plan_build
+from testbed import DATABASE, Connection, Testbed
 
 COPY_WORKERS = (1, 2, 4)
 # The engine's default: it loads before an index is built, and before verify.

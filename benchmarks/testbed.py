@@ -12,9 +12,9 @@ from pathlib import Path
 
 import psycopg2
 import psycopg2.extensions
-from measure import BenchError, Signals, measure
 from psycopg2 import sql
 
+from measure import BenchError, Signals, measure
 from pipeline.demo.fill import fill_legacy
 from pipeline.demo.hashing import DIMENSIONS
 from pipeline.demo.servers import SUPERUSER, Server, create_server, kill_server

@@ -24,8 +24,10 @@ class Pair:
     horizons: tuple[int, int]
 
 
-def read_pair(source: Session, target: Session, route: Route) -> Pair:
+def read_pair(source: Session, target: Session, route: Route, *, to_write: bool) -> Pair:
     """Describe both tables, and check everything that could stand in the way; nothing is written.
+
+    With ``to_write`` the rights that a copy needs on the target are checked too.
 
     Raises RefusedError with all of it.
     """
@@ -34,7 +36,7 @@ def read_pair(source: Session, target: Session, route: Route) -> Pair:
     there = describe(target, route.table)
     here = describe(source, route.table)
     names = (source.endpoint.name, target.endpoint.name)
-    refuse_if_needed(check_tables(here, there, route.table, route.dimensions, names))
+    refuse_if_needed(check_tables(here, there, route.table, route.dimensions, names, to_write=to_write))
     refuse_if_needed(check_vector_dimensions(source, here, route.table, route.dimensions))
     with source.transaction(read_only=True) as mine, target.transaction(read_only=True) as theirs:
         horizons = (horizon(mine), horizon(theirs))

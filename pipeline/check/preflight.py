@@ -33,7 +33,7 @@ def check_tables(
     dimensions: int,
     names: tuple[str, str],
     *,
-    to_write: bool = True,
+    to_write: bool,
 ) -> tuple[Finding, ...]:
     """Compare the two descriptions; no query. ``names`` are the endpoints' names for the messages.
 

@@ -20,6 +20,7 @@ from pipeline.postgres.crew import Crew
 from pipeline.postgres.database import clock
 from pipeline.postgres.tables import Table
 from pipeline.settings import Route, TableMapping
+from pipeline.wording import counted
 
 # Keys that are named; all are counted.
 LISTED_KEYS = 20
@@ -43,7 +44,7 @@ def verify(route: Route, options: VerifyOptions) -> Iterator[Event]:
 
 def _read_pair(crew: Crew, route: Route) -> Pair:
     with crew.session(route.source, "verify") as source, crew.session(route.target, "verify") as target:
-        return read_pair(source, target, route)
+        return read_pair(source, target, route, to_write=False)
 
 
 def _checks(crew: Crew, route: Route, pair: Pair, options: VerifyOptions) -> Iterator[Event]:
@@ -79,9 +80,9 @@ def _counts(here: BucketMap, there: BucketMap, seconds: float) -> CheckDone:
     }
     same = (here.rows, here.embeddings) == (there.rows, there.embeddings)
     summary = (
-        f"{here.rows:,} rows, {here.embeddings:,} with an embedding, on both sides"
+        f"{counted(here.rows, 'row')}, {here.embeddings:,} with an embedding, on both sides"
         if same
-        else f"{here.rows:,} rows and {here.embeddings:,} embeddings on the source,"
+        else f"{counted(here.rows, 'row')} and {counted(here.embeddings, 'embedding')} on the source,"
         f" {there.rows:,} and {there.embeddings:,} on the target"
     )
     return CheckDone(
@@ -127,8 +128,8 @@ def _digests(here: BucketMap, there: BucketMap, found: _Differences, seconds: fl
     # Unequal sums whose rows are equal when they are opened mean that somebody wrote in between.
     verdict: Verdict = "pass" if not buckets else "fail" if total else "partial"
     summary = {
-        "pass": f"every byte of {here.rows:,} rows is equal",
-        "fail": f"{total:,} rows differ: {found.counts['missing']:,} missing on the target,"
+        "pass": f"every byte of {counted(here.rows, 'row')} is equal",
+        "fail": f"{counted(total, 'differing row')}: {found.counts['missing']:,} missing on the target,"
         f" {found.counts['extra']:,} only there, {found.counts['different']:,} with other content",
         "partial": "rows changed while they were compared: run verify again when the writers are quiet",
     }[verdict]

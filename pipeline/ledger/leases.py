@@ -50,10 +50,13 @@ def take_lease(cursor: Cursor, run: Run) -> int | None:
     FOR UPDATE waits for every slice transaction of the old generation (they hold FOR KEY SHARE): when
     this returns, none of them can commit any more. Raises ConflictError after the lock timeout.
     """
-    cursor.execute("SELECT id FROM pipeline.run WHERE id = %s FOR UPDATE", (run.id,))
-    holder = read_holder(cursor, run)
-    if holder is not None and holder.alive:
-        return None
+    # Looked at before as well: behind a copier that lives, the lock would be waited for in vain.
+    for lock in (False, True):
+        if lock:
+            cursor.execute("SELECT id FROM pipeline.run WHERE id = %s FOR UPDATE", (run.id,))
+        holder = read_holder(cursor, run)
+        if holder is not None and holder.alive:
+            return None
     cursor.execute(
         "UPDATE pipeline.run SET lease_generation = lease_generation + 1, lease_owner = %s,"
         " lease_backend = pg_catalog.pg_backend_pid(),"

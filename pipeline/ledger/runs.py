@@ -50,7 +50,12 @@ def check_revision(session: Session) -> None:
         )
         row = cursor.fetchone()
         if row is None or not row[0]:
-            raise RefusedError(f"{session.label} has no ledger (schema pipeline)", "run: alembic upgrade head")
+            raise RefusedError(
+                f"{session.label} has no ledger (schema pipeline)",
+                "run: alembic upgrade head"
+                if session.endpoint.name == "main"
+                else "a target needs one: point DB_* at it, and run: alembic upgrade head",
+            )
         cursor.execute("SELECT version_num FROM pipeline.alembic_version")
         found = [version for (version,) in cursor.fetchall()]
     if found != [REVISION] or not row[1]:

@@ -6,13 +6,15 @@ from concurrent.futures import Future
 from psycopg2 import sql
 
 from pipeline.endpoints import Endpoint
-from pipeline.errors import BusyError, ConflictError, PipelineError, UnreachableError
+from pipeline.errors import BusyError, ConflictError, PipelineError
 from pipeline.ledger import leases, runs
 from pipeline.postgres.crew import TICK_SECONDS, Crew
 from pipeline.postgres.database import Session, clock
 
 # A killed copier's backend needs a moment to notice; a living one is still there after this long.
 GRACE_SECONDS = 2.0
+# Each costs a lock timeout; what still holds the lease's row then is nobody of ours.
+MAX_EVICTIONS = 3
 
 
 def purpose(run_id: int, generation: int) -> str:
@@ -29,6 +31,7 @@ class Lease:
         self._crew = crew
         self._target = target
         self._done = threading.Event()
+        self._renewed = clock()
         taken: Future[int] = Future()
         self.future = crew.start(self._hold, run, taken)
         self.generation = taken.result()
@@ -49,49 +52,36 @@ class Lease:
         self.future.result()
 
     def _hold(self, run: runs.Run, taken: "Future[int]") -> None:
-        try:
-            with self._crew.session(self._target, f"lease {run.id}") as session:
-                generation = _take(self._crew, session, run)
-                taken.set_result(generation)
-                self._renew_on(session, generation, clock())
-                return
-        except UnreachableError as error:
-            if not taken.done():
-                taken.set_exception(error)
-                return
-        except PipelineError as error:
-            if not taken.done():
-                taken.set_exception(error)
-                return
-            raise
-        self._renew_again(taken.result())
-
-    def _renew_again(self, generation: int) -> None:
-        """Go on with new connections after a lost one, for as long as the lease can still be ours."""
-        lost = clock()
-        while not self._done.is_set():
+        """Take the lease and keep it, on new connections for as long as it can still be ours."""
+        generation: int | None = None
+        while True:
             try:
-                with self._crew.session(self._target, f"lease {self.run_id}") as session:
-                    self._renew_on(session, generation, lost)
+                with self._crew.session(self._target, f"lease {run.id}") as session:
+                    if generation is None:
+                        generation = _take(self._crew, session, run)
+                        self._renewed = clock()
+                        taken.set_result(generation)
+                    self._renew_on(session, generation)
                     return
-            except UnreachableError:
-                if clock() - lost > leases.LEASE_SECONDS:
+            except PipelineError as error:
+                if generation is None:
+                    taken.set_exception(error)
+                    return
+                if not error.retryable or clock() - self._renewed > leases.LEASE_SECONDS:
                     raise
                 self._crew.pause(1.0)
-            else:
-                lost = clock()
 
-    def _renew_on(self, session: Session, generation: int, since: float) -> None:
-        while self._wait(since):
+    def _renew_on(self, session: Session, generation: int) -> None:
+        while self._wait():
             with session.transaction() as cursor:
                 leases.renew_lease(cursor, self.run_id, generation)
-            since = clock()
+            self._renewed = clock()
         with session.transaction() as cursor:
             leases.release_lease(cursor, self.run_id, generation)
 
-    def _wait(self, since: float) -> bool:
+    def _wait(self) -> bool:
         """Wait until the lease is to be renewed; False once it is to be given back."""
-        while clock() - since < leases.RENEW_SECONDS:
+        while clock() - self._renewed < leases.RENEW_SECONDS:
             if self._done.wait(TICK_SECONDS) or self._crew.stopping.is_set():
                 return False
         return True
@@ -99,6 +89,7 @@ class Lease:
 
 def _take(crew: Crew, session: Session, run: runs.Run) -> int:
     deadline = clock() + GRACE_SECONDS
+    evictions = 0
     while True:
         try:
             with session.transaction() as cursor:
@@ -106,6 +97,9 @@ def _take(crew: Crew, session: Session, run: runs.Run) -> int:
                 holder = None if generation is not None else leases.read_holder(cursor, run)
         except ConflictError:
             # A transaction of the old generation is still open, and it cannot be waited for.
+            evictions += 1
+            if evictions > MAX_EVICTIONS:
+                raise
             end_lapsed_generations(session)
             crew.check()
             continue

@@ -13,6 +13,7 @@ from pipeline.postgres.database import Cursor, Session
 from pipeline.postgres.slices import Slice, plan
 from pipeline.postgres.tables import Table
 from pipeline.settings import Route
+from pipeline.wording import counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +32,7 @@ def prepare(crew: Crew, route: Route, slice_bytes: int, restart: bool) -> Job:
     with crew.session(route.source, "copy") as source, crew.session(route.target, "copy") as target:
         runs.check_revision(target)
         end_lapsed_generations(target)
-        pair = read_pair(source, target, route)
+        pair = read_pair(source, target, route, to_write=True)
         with target.transaction() as cursor:
             run = _standing_run(cursor, target, pair, restart)
             resumed = run is not None
@@ -76,12 +77,12 @@ def check_foreign_rows(session: Session, job: Job) -> None:
     where = f"{session.label}'s {job.pair.target.qualified}"
     if found > brought:
         raise RefusedError(
-            f"{where} holds {found - brought} rows that this run did not bring",
+            f"{where} holds {counted(found - brought, 'row')} that this run did not bring",
             "see what wrote them; take them out, or TRUNCATE the table and run: pipeline copy --restart",
         )
     if found < brought:
         raise RefusedError(
-            f"{where} has lost {brought - found} of the {brought} rows that this run brought",
+            f"{where} has lost {brought - found:,} of the {counted(brought, 'row')} that this run brought",
             f"TRUNCATE {job.pair.target.qualified}, then run: pipeline copy --restart",
         )
 
@@ -101,8 +102,9 @@ def _is_empty(cursor: Cursor, table: Table) -> bool:
 
 
 def _not_empty(cursor: Cursor, session: Session, table: Table) -> RefusedError:
+    rows = counted(count_rows(cursor, table), "row")
     return RefusedError(
-        f"{session.label}'s {table.qualified} is not empty: {count_rows(cursor, table)} rows that no run brought",
+        f"{session.label}'s {table.qualified} is not empty: {rows} that no run brought",
         f"copy fills an empty table; if these rows may go: TRUNCATE {table.qualified}",
     )
 

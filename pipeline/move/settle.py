@@ -11,6 +11,7 @@ from pipeline.move.reconcile import Outcome, reconcile
 from pipeline.move.retry import with_retries
 from pipeline.postgres.crew import Crew
 from pipeline.postgres.database import Session, clock, horizon
+from pipeline.wording import counted
 
 # A source with a steady writer never holds still; after this many passes the next command goes on.
 MAX_PASSES = 10
@@ -42,7 +43,7 @@ def settle(crew: Crew, job: Job, lease: Lease, since: int, done: int, deadline_s
             return since
     crew.emit(
         Warned(
-            fact=f"the source still changes: {outcome.written} rows in the last of {MAX_PASSES} passes",
+            fact=f"the source still changes: {counted(outcome.written, 'row')} in the last of {MAX_PASSES} passes",
             hint="run pipeline verify once its writers are quiet",
         )
     )
@@ -103,8 +104,8 @@ def _vanished_keys(crew: Crew, job: Job, sessions: tuple[Session, Session]) -> l
     if foreign and extra:
         crew.emit(
             Warned(
-                fact=f"{target.label} has {len(extra)} rows that the source has not, and {foreign} rows"
-                " that this run did not bring: they stay",
+                fact=f"{target.label} has {counted(len(extra), 'row')} that the source has not, and"
+                f" {counted(foreign, 'row')} that this run did not bring: they stay",
                 hint="run pipeline verify, which names them",
             )
         )

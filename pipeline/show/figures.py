@@ -31,12 +31,6 @@ def rate(count: float, seconds: float) -> str:
     return f"{size(count / seconds)}/s" if seconds > 0 else "-"
 
 
-def plural(count: int, noun: str) -> str:
-    """Return ``1 row``, ``1,200 rows``, ``2 indexes``, ``3 passes``."""
-    ending = "" if count == 1 else "es" if noun.endswith(("x", "s")) else "s"
-    return f"{count:,} {noun}{ending}"
-
-
 def printable(text: str) -> str:
     """Return text without control characters: a server's message may carry escape sequences."""
     return "".join(

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from pipeline import events
 from pipeline.errors import PipelineError, RefusedError
-from pipeline.show.figures import duration, plural, printable, rate, size
+from pipeline.show.figures import duration, printable, rate, size
 from pipeline.show.words import copy_summary, error_lines, event_line
+from pipeline.wording import counted
 
 PLANNED = events.Planned(
     run=7,
@@ -99,7 +100,7 @@ def test_rate_of_no_time_is_no_division() -> None:
     ],
 )
 def test_plurals(count: int, noun: str, text: str) -> None:
-    assert plural(count, noun) == text
+    assert counted(count, noun) == text
 
 
 @given(st.text())
