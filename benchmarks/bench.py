@@ -26,8 +26,9 @@ from pipeline import __version__
 from pipeline.demo.fill import MAX_ROWS
 from pipeline.errors import EXIT_OK, PipelineError
 from pipeline.postgres.tables import read_extension
-from pipeline.show.figures import plural, size
+from pipeline.show.figures import size
 from pipeline.show.words import error_lines
+from pipeline.wording import counted
 from testbed import RELEASES, SERVER_SETTINGS, Content, Testbed, testbed
 
 SCHEMA_VERSION = 1
@@ -247,8 +248,8 @@ def _print(bed: Testbed, results: Sequence[Result], machine: dict[str, object]) 
         )
     console.print(table)
     console.print(
-        f"\n{plural(bed.content.rows, 'row')}, {size(bed.stream_bytes)} as binary COPY,"
-        f" {size(bed.table_bytes)} on disk; {plural(len(results[0].measurements), 'round')}, medians."
+        f"\n{counted(bed.content.rows, 'row')}, {size(bed.stream_bytes)} as binary COPY,"
+        f" {size(bed.table_bytes)} on disk; {counted(len(results[0].measurements), 'round')}, medians."
         f"\nCount and digest of all rows were equal after each contender's last round."
         f"\n{machine['cores']} cores, kernel {machine['kernel']}, PostgreSQL {' to '.join(RELEASES)}."
     )

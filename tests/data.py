@@ -62,7 +62,7 @@ def _stand_in(name: str) -> DataSet:
         }
         for passage in passages
     ]
-    return DataSet(name=name, rows=rows, vectors=embedder.embed([row["content"] for row in rows]))
+    return DataSet(name=name, rows=rows, vectors=embedder.embed([passage.text for passage in passages]))
 
 
 def fill(database: Database, *sets: DataSet) -> int:

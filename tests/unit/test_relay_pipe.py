@@ -58,7 +58,12 @@ def test_writer_waits_while_the_pipe_is_full() -> None:
 def test_row_larger_than_the_pipe_passes() -> None:
     pipe = Pipe(lambda size: None)
     row = b"r" * (2 * PIPE_BYTES)
-    sender = threading.Thread(target=lambda: (pipe.write(row), pipe.end()))
+
+    def send() -> None:
+        pipe.write(row)
+        pipe.end()
+
+    sender = threading.Thread(target=send)
     sender.start()
     assert drain(pipe) == row
     sender.join()

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
+from psycopg2 import sql
 
 from pipeline.postgres.slices import condition_sql, plan
 
@@ -16,7 +17,8 @@ def test_slices_cover_every_page_exactly_once(pages: int, bytes_per_page: int, s
     assert parts[0].lower is None
     assert parts[-1].upper is None
     for before, after in pairwise(parts):
-        assert before.upper == after.lower is not None
+        assert before.upper is not None
+        assert before.upper == after.lower
         assert (before.lower or 0) < before.upper < max(1, pages)
 
 
@@ -34,4 +36,4 @@ def test_page_heavier_than_a_slice_is_a_slice_of_its_own() -> None:
 def test_empty_table_is_one_open_slice() -> None:
     (only,) = plan(0, 0, 2**20)
     assert (only.lower, only.upper, only.done) == (None, None, False)
-    assert condition_sql(only).as_string(None) == "true"
+    assert condition_sql(only) == sql.SQL("true")
