@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 ROWS ?=
 KEEP ?=
+# Each process has servers of its own; with 0 the tests run in one, which is easier to debug.
+PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench format lock clean
@@ -29,7 +31,7 @@ demo: $(READY)
 	@$(BIN)/pipeline demo $(if $(ROWS),--rows $(ROWS)) $(if $(KEEP),--keep)
 
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .

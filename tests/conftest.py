@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+import hypothesis
 import psycopg2
 import pytest
 from psycopg2 import sql
@@ -24,6 +25,10 @@ SERVER_SETTINGS = {
     "max_wal_size": "2GB",
     "log_statement": "none",
 }
+
+# A machine under load is slow, and no property here is about time.
+hypothesis.settings.register_profile("real", deadline=None)
+hypothesis.settings.load_profile("real")
 
 _numbers = itertools.count(1)
 

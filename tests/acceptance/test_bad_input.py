@@ -549,7 +549,7 @@ def test_rows_that_somebody_deleted_meanwhile_stop_the_resume(interrupted: Pair)
     brought = interrupted.main.value("SELECT count(*) FROM embeddings")
     interrupted.main.execute("DELETE FROM embeddings WHERE ctid IN (SELECT ctid FROM embeddings LIMIT 2)")
     with interrupted.unchanged():
-        told(interrupted.copy(), EXIT_REFUSED, f"has lost 2 of the {brought} rows", "TRUNCATE.*--restart")
+        told(interrupted.copy(), EXIT_REFUSED, f"has lost 2 of the {brought:,} rows", "TRUNCATE.*--restart")
 
 
 def test_resume_from_another_source_is_refused(interrupted: Pair, new_pair: Callable[[], Pair]) -> None:
