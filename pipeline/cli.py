@@ -6,7 +6,7 @@ The engine is imported inside the commands, so that --help answers at once.
 import os
 import signal
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -258,7 +258,7 @@ def demo(rows: int | None, keep: bool, stop: bool) -> None:
         sys.stdout.flush()
 
 
-def _observed(events: Iterator[Event]) -> Generator[Event, None, None]:
+def _observed(events: Generator[Event, None, None]) -> Generator[Event, None, None]:
     """Show events as they come, on a terminal as bars and elsewhere as log lines, and hand them on."""
     from pipeline.show.log import LogObserver, configure
 
@@ -269,7 +269,7 @@ def _observed(events: Iterator[Event]) -> Generator[Event, None, None]:
     else:
         configure()
         observer = LogObserver()
-    with observer, closing(events) as running:  # type: ignore[type-var]
+    with observer, closing(events) as running:
         for event in running:
             observer.on(event)
             yield event

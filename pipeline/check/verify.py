@@ -1,6 +1,6 @@
 """Verify: counts, digests with the keys that differ, and parity of search, each a check with a verdict."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 
@@ -26,7 +26,7 @@ from pipeline.wording import counted
 LISTED_KEYS = 20
 
 
-def verify(route: Route, options: VerifyOptions) -> Iterator[Event]:
+def verify(route: Route, options: VerifyOptions) -> Generator[Event, None, None]:
     """Compare the two tables and their search; yield a CheckDone for every check.
 
     Both sides are read at once, nothing is written but the verdicts, in the target's ledger. Raises

@@ -52,7 +52,7 @@ class _Tally:
         return Progress(rows=self.rows, bytes=self.bytes, slices=self.slices, seconds=clock() - self.started)
 
 
-def copy(route: Route, options: CopyOptions) -> Iterator[Event]:
+def copy(route: Route, options: CopyOptions) -> Generator[Event, None, None]:
     """Copy the table from source to target, or continue where an earlier copy stopped.
 
     A generator of events that ends with CopyDone; closing it stops the work within two seconds, and

@@ -1,0 +1,91 @@
+"""The demo tells the whole story, leaves nothing behind unless asked, and what it leaves works by hand."""
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.demo.servers import running_pid
+from pipeline.envfile import read_env_file
+from tests.support import clean_environment, pipeline, run, start
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """Return a temporary directory of the test's own, open to the account that runs the servers."""
+    folder = Path(tempfile.mkdtemp(prefix="pipeline-demo-test-"))
+    folder.chmod(0o711)
+    yield folder
+    pipeline("demo", "--stop", env=environment(folder))
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def environment(temporary: Path) -> dict[str, str]:
+    # The operator's own settings must not reach the demo, nor the demo's servers be missed for them.
+    return clean_environment() | {"TMPDIR": str(temporary), "COLUMNS": "100", "DB_HOST": "elsewhere.invalid"}
+
+
+def postgres_processes(temporary: Path) -> list[str]:
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    return [line for line in listed.splitlines() if str(temporary) in line and "postgres" in line]
+
+
+def test_demo_moves_proves_searches_and_is_gone(temporary: Path) -> None:
+    told = pipeline("demo", "--rows", "400", env=environment(temporary)).expect(0)
+    assert "400 rows with 768 dimensions" in told.out
+    assert "copied 400 rows" in told.out
+    assert told.out.count(" pass ") == 3
+    assert "Done in" in told.out
+    assert list(temporary.iterdir()) == []
+    assert postgres_processes(temporary) == []
+
+
+def test_searches_of_the_whole_corpus_make_sense_and_commands_work_by_hand(temporary: Path) -> None:
+    told = pipeline("demo", "--keep", env=environment(temporary)).expect(0)
+    answers = told.out.split("$ pipeline search ")
+    assert "zipfile.ZipFile.extract" in answers[1].splitlines()[1]
+    assert "threading.Thread.join" in answers[2].splitlines()[1]
+
+    (folder,) = temporary.iterdir()
+    assert (folder / ".env").stat().st_mode & 0o777 == 0o600
+    kept = {name: value.text for name, value in read_env_file(folder / ".env").items()}
+    by_hand = clean_environment() | kept | {"COLUMNS": "100"}
+    assert "nothing to do" in pipeline("copy", "--from", "legacy", "--to", "main", env=by_hand).expect(0).out
+    pipeline("verify", "--env-file", str(folder / ".env"), env=clean_environment()).expect(0)
+    assert "done" in pipeline("status", env=by_hand).expect(0).out
+    found = pipeline("search", "parse command line arguments", "--k", "2", env=by_hand).expect(0).out
+    assert "argparse" in found
+    run("alembic", "check", env=by_hand).expect(0)
+
+    second = pipeline("demo", env=environment(temporary)).expect(4)
+    assert "pipeline demo --stop" in second.err
+    assert "gone" in pipeline("demo", "--stop", env=environment(temporary)).expect(0).out
+    assert list(temporary.iterdir()) == []
+    assert postgres_processes(temporary) == []
+    assert "no demo" in pipeline("demo", "--stop", env=environment(temporary)).expect(0).out
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_demo_that_is_stopped_cleans_up(number: signal.Signals, code: int, temporary: Path) -> None:
+    process = start("demo", env=environment(temporary))
+    folder = temporary / f"pipeline-demo-{os.geteuid()}"
+    deadline = time.monotonic() + 30
+    while running_pid(folder / "main") is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == code
+    assert list(temporary.iterdir()) == []
+    assert postgres_processes(temporary) == []
+
+
+def test_demo_repeats_the_corpus_for_more_rows(temporary: Path) -> None:
+    told = pipeline("demo", "--rows", "7000", env=environment(temporary)).expect(0)
+    assert "copied 7,000 rows" in told.out
