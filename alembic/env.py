@@ -33,7 +33,8 @@ from pipeline.migration import (
     create_schema,
     installed_extension,
 )
-from pipeline.postgres.database import Session, translate
+from pipeline.postgres.database import Session
+from pipeline.postgres.failures import translate
 from pipeline.search.table import Vector, embeddings_table
 from pipeline.settings import Settings
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 DEFAULT_WORKERS = 2
 DEFAULT_SLICE_BYTES = 32 * 1024 * 1024
 DEFAULT_DEADLINE_SECONDS = 60.0
+DEFAULT_STALL_SECONDS = 30.0
 DEFAULT_QUERIES = 10
 DEFAULT_K = 10
 
@@ -13,13 +14,15 @@ DEFAULT_K = 10
 class CopyOptions:
     """How to copy.
 
-    ``deadline_seconds`` bounds how long one step is tried again after lost connections. ``restart``
+    ``deadline_seconds`` bounds how long one step is tried again after lost connections, counted from
+    the first. A connection through which no byte moved for ``stall_seconds`` counts as lost. ``restart``
     gives an unfinished run up and begins a new one, into an empty table.
     """
 
     workers: int = DEFAULT_WORKERS
     slice_bytes: int = DEFAULT_SLICE_BYTES
     deadline_seconds: float = DEFAULT_DEADLINE_SECONDS
+    stall_seconds: float = DEFAULT_STALL_SECONDS
     restart: bool = False
 
 

@@ -1,5 +1,7 @@
 """The marks of a run: slices that are done, and indexes that are set aside."""
 
+from psycopg2 import sql
+
 from pipeline.errors import StatementError
 from pipeline.postgres.database import Cursor
 from pipeline.postgres.indexes import Index
@@ -46,6 +48,22 @@ def finish_slice(cursor: Cursor, run_id: int, part: Slice, rows: int, size: int,
     )
     if cursor.rowcount != 1:
         raise StatementError(f"slice {part.ordinal} was finished by somebody else", "pipeline status")
+
+
+def finish_slice_and_commit(cursor: Cursor, run_id: int, part: Slice, rows: int, size: int) -> None:
+    """Set a slice's mark and commit, in one round trip. Raises StatementError where it is set already."""
+    cursor.execute(sql.SQL(_FINISH_AND_COMMIT_SQL).format(*map(sql.Literal, (rows, size, run_id, part.ordinal))))
+
+
+_FINISH_AND_COMMIT_SQL = """
+DO $mark$ BEGIN
+    UPDATE pipeline.slice SET rows = {}, bytes = {}, attempts = attempts + 1,
+        finished_at = pg_catalog.clock_timestamp()
+    WHERE run_id = {} AND ordinal = {} AND finished_at IS NULL;
+    IF NOT FOUND THEN RAISE EXCEPTION 'the slice was finished by somebody else' USING ERRCODE = 'ZL002'; END IF;
+END $mark$;
+COMMIT
+"""
 
 
 def defer_index(cursor: Cursor, run_id: int, index: Index) -> None:

@@ -1,55 +1,23 @@
 """The copy of a table: slices by worker threads, then what changed meanwhile, then the indexes."""
 
-import threading
-from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-from pipeline.errors import DuplicateKeyError
-from pipeline.events import CopyDone, Event, Loaded, Planned, Progress, Reconciled, SliceDone, Warned
-from pipeline.ledger import leases, marks, runs
+from pipeline.events import CopyDone, Event, Loaded, Planned, Reconciled, Warned
+from pipeline.ledger import leases, runs
 from pipeline.move.lease import Lease
+from pipeline.move.load import Tally, load
 from pipeline.move.plan import Job, check_foreign_rows, prepare
 from pipeline.move.rebuild import analyze, defer_indexes, rebuild_indexes
-from pipeline.move.reconcile import STAGE, create_stage, upsert_from_stage
-from pipeline.move.relay import insert_sql, relay, select_sql
 from pipeline.move.retry import with_retries
 from pipeline.move.settle import settle
 from pipeline.options import CopyOptions
 from pipeline.postgres.crew import Crew
 from pipeline.postgres.database import Session, clock
-from pipeline.postgres.slices import Slice
 from pipeline.settings import Route
 
 T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class _Tally:
-    """What this process has moved so far; written by the workers, read by the main thread."""
-
-    started: float = field(default_factory=clock)
-    rows: int = 0
-    bytes: int = 0
-    slices: int = 0
-    retries: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def add_bytes(self, size: int) -> None:
-        with self.lock:
-            self.bytes += size
-
-    def add_slice(self, rows: int, attempts: int) -> None:
-        with self.lock:
-            self.rows += rows
-            self.slices += 1
-            self.retries += attempts - 1
-
-    def progress(self) -> Progress:
-        return Progress(rows=self.rows, bytes=self.bytes, slices=self.slices, seconds=clock() - self.started)
 
 
 def copy(route: Route, options: CopyOptions) -> Generator[Event, None, None]:
@@ -74,8 +42,8 @@ def _run(crew: Crew, job: Job, lease: Lease, options: CopyOptions, started: floa
     yield _planned(job, options)
     if not any(part.done for part in job.slices):
         yield from step("setting the indexes aside", partial(_defer, lease))
-    tally = _Tally()
-    yield from _load(crew, job, lease, options, tally)
+    tally = Tally()
+    yield from load(crew, job, lease, options, tally)
     step("closing the load", _mark_loaded)
     load_seconds = clock() - tally.started
     yield Loaded(rows=tally.rows, bytes=tally.bytes, seconds=load_seconds)
@@ -120,98 +88,6 @@ def _settle(
             passes.append(event)
         yield event
     return settled.result()
-
-
-def _load(crew: Crew, job: Job, lease: Lease, options: CopyOptions, tally: _Tally) -> Iterator[Event]:
-    todo = deque(part for part in job.slices if not part.done)
-    workers = [
-        crew.start(_work, crew, job, lease, options, todo, tally) for _ in range(min(options.workers, len(todo)))
-    ]
-    yield from crew.follow(workers, tick=tally.progress, guards=[lease.future])
-
-
-def _work(crew: Crew, job: Job, lease: Lease, options: CopyOptions, todo: deque[Slice], tally: _Tally) -> None:
-    """Take slices until none is left. Sessions are kept from slice to slice, and made anew after a failure."""
-    while True:
-        with (
-            crew.session(job.route.source, lease.purpose) as source,
-            crew.session(job.route.target, lease.purpose) as target,
-        ):
-            while not (source.lost or target.lost):
-                crew.check()
-                try:
-                    part = todo.popleft()
-                except IndexError:
-                    return
-                _carry(crew, job, lease, options, part, tally, (source, target))
-
-
-@contextmanager
-def _both(crew: Crew, job: Job, lease: Lease) -> Iterator[tuple[Session, Session]]:
-    with (
-        crew.session(job.route.source, lease.purpose) as source,
-        crew.session(job.route.target, lease.purpose) as target,
-    ):
-        yield source, target
-
-
-def _carry(
-    crew: Crew,
-    job: Job,
-    lease: Lease,
-    options: CopyOptions,
-    part: Slice,
-    tally: _Tally,
-    sessions: tuple[Session, Session],
-) -> None:
-    """Carry one slice, on the worker's sessions first and on new ones after a lost connection.
-
-    A COMMIT whose answer was lost may have happened or not: the mark is read before any further try.
-    """
-    started = clock()
-
-    def attempt(number: int) -> tuple[int, int, int]:
-        if number == 1:
-            return (*_slice(job, lease, part, tally, *sessions, number), number)
-        with (
-            crew.session(job.route.source, lease.purpose) as source,
-            crew.session(job.route.target, lease.purpose) as target,
-        ):
-            with target.transaction(then=lease.guard) as cursor:
-                leases.check_guard(cursor)
-                mark = marks.slice_mark(cursor, job.run.id, part.ordinal)
-            if mark is not None:
-                return (*mark, number)
-            return (*_slice(job, lease, part, tally, source, target, number), number)
-
-    rows, size, attempts = with_retries(crew, f"slice {part.ordinal}", options.deadline_seconds, attempt)
-    tally.add_slice(rows, attempts)
-    crew.emit(SliceDone(ordinal=part.ordinal, rows=rows, bytes=size, seconds=clock() - started, attempts=attempts))
-
-
-def _slice(
-    job: Job, lease: Lease, part: Slice, tally: _Tally, source: Session, target: Session, attempt: int
-) -> tuple[int, int]:
-    """Bring one slice's rows and set its mark, in one transaction on the target; return rows and bytes."""
-    query = select_sql(job.pair.source, job.pair.columns, part)
-    try:
-        with target.transaction(then=lease.guard) as cursor:
-            leases.check_guard(cursor)
-            into = insert_sql(job.pair.target.identifier, job.pair.columns)
-            carried = relay(source, query, target, cursor, into, tally.add_bytes)
-            marks.finish_slice(cursor, job.run.id, part, carried.rows, carried.bytes, attempt)
-            return carried.rows, carried.bytes
-    except DuplicateKeyError:
-        pass
-    # A row that was updated meanwhile lies in two slices, as two versions: the later one is written
-    # over the earlier, and the pass over what changed settles which one is right.
-    with Session(source.endpoint, lease.purpose) as fresh, target.transaction(then=lease.guard) as cursor:
-        leases.check_guard(cursor)
-        create_stage(cursor, job.pair.target, job.pair.columns)
-        carried = relay(fresh, query, target, cursor, insert_sql(STAGE, job.pair.columns), tally.add_bytes)
-        inserted, _ = upsert_from_stage(cursor, job.pair.target, job.pair.columns)
-        marks.finish_slice(cursor, job.run.id, part, inserted, carried.bytes, attempt)
-    return inserted, carried.bytes
 
 
 def _step(

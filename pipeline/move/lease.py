@@ -42,6 +42,11 @@ class Lease:
         return sql.SQL(leases.GUARD_SQL).format(sql.Literal(self.run_id), sql.Literal(self.generation))
 
     @property
+    def raising_guard(self) -> sql.Composable:
+        """Return the guard that raises, for where a COPY follows in the same round trip."""
+        return sql.SQL(leases.RAISING_GUARD_SQL).format(sql.Literal(self.run_id), sql.Literal(self.generation))
+
+    @property
     def purpose(self) -> str:
         """Return the purpose of this generation's sessions."""
         return purpose(self.run_id, self.generation)

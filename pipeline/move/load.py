@@ -1,0 +1,164 @@
+"""The load: slices carried by worker threads, each exactly once."""
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from pipeline.errors import DuplicateKeyError, PipelineError, StatementError
+from pipeline.events import Event, Progress, Retrying, SliceDone
+from pipeline.ledger import leases, marks
+from pipeline.move.lease import Lease
+from pipeline.move.plan import Job
+from pipeline.move.reconcile import STAGE, create_stage, upsert_from_stage
+from pipeline.move.relay import Relayed, Sender, Stream, insert_sql, relay, select_sql
+from pipeline.move.retry import with_retries
+from pipeline.options import CopyOptions
+from pipeline.postgres.crew import Crew
+from pipeline.postgres.database import Session, clock
+from pipeline.postgres.slices import Slice
+
+
+@dataclass(slots=True)
+class Tally:
+    """What this process has moved so far; written by the workers, read by the main thread."""
+
+    started: float = field(default_factory=clock)
+    rows: int = 0
+    bytes: int = 0
+    slices: int = 0
+    retries: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add_bytes(self, size: int) -> None:
+        """Count bytes that were handed to the target."""
+        with self.lock:
+            self.bytes += size
+
+    def add_slice(self, rows: int, attempts: int) -> None:
+        """Count a slice that is committed."""
+        with self.lock:
+            self.rows += rows
+            self.slices += 1
+            self.retries += attempts - 1
+
+    def progress(self) -> Progress:
+        """Return the totals as an event."""
+        return Progress(rows=self.rows, bytes=self.bytes, slices=self.slices, seconds=clock() - self.started)
+
+
+def load(crew: Crew, job: Job, lease: Lease, options: CopyOptions, tally: Tally) -> Iterator[Event]:
+    """Carry every slice that is not done; yield its progress."""
+    todo = deque(part for part in job.slices if not part.done)
+    workers = [
+        crew.start(_work, crew, job, lease, options, todo, tally) for _ in range(min(options.workers, len(todo)))
+    ]
+    yield from crew.follow(workers, tick=tally.progress, guards=[lease.future])
+
+
+def _work(crew: Crew, job: Job, lease: Lease, options: CopyOptions, todo: deque[Slice], tally: Tally) -> None:
+    """Take slices until none is left. Sessions are kept from slice to slice, and made anew after a failure."""
+    while todo:
+        with _both(crew, job, lease) as sessions:
+            failed = _carry_all(crew, job, lease, todo, tally, sessions)
+        if failed is None:
+            return
+        _carry_again(crew, job, lease, options, tally, *failed)
+
+
+@contextmanager
+def _both(crew: Crew, job: Job, lease: Lease) -> Iterator[tuple[Session, Session]]:
+    with (
+        crew.session(job.route.source, lease.purpose) as source,
+        crew.session(job.route.target, lease.purpose) as target,
+    ):
+        yield source, target
+
+
+def _carry_all(
+    crew: Crew, job: Job, lease: Lease, todo: deque[Slice], tally: Tally, sessions: tuple[Session, Session]
+) -> tuple[Slice, PipelineError] | None:
+    """Carry slices until none is left, the source always one ahead; return one that failed, and why."""
+    source, target = sessions
+    sender = Sender(source)
+    current = following = None
+    try:
+        current = _next(job, todo, sender, tally)
+        while current is not None:
+            crew.check()
+            following = _next(job, todo, sender, tally)
+            started = clock()
+            try:
+                carried = _bring(job, lease, target, *current)
+            except PipelineError as error:
+                if not (error.retryable or isinstance(error, DuplicateKeyError)):
+                    raise
+                return current[0], error
+            _tell(crew, tally, current[0], carried, clock() - started, attempts=1)
+            current, following = following, None
+        return None
+    finally:
+        if following is not None:
+            todo.appendleft(following[0])
+        sender.close(*(pair[1] for pair in (current, following) if pair is not None))
+
+
+def _next(job: Job, todo: deque[Slice], sender: Sender, tally: Tally) -> tuple[Slice, Stream] | None:
+    try:
+        part = todo.popleft()
+    except IndexError:
+        return None
+    return part, sender.send(select_sql(job.pair.source, job.pair.columns, part), tally.add_bytes)
+
+
+def _bring(job: Job, lease: Lease, target: Session, part: Slice, stream: Stream) -> Relayed:
+    """Bring one slice's rows and set its mark, in one transaction on the target, in three round trips."""
+    with target.transaction(begun=False) as cursor:
+        into = insert_sql(job.pair.target.identifier, job.pair.columns)
+        try:
+            carried = stream.pour(target, cursor, target.begin_sql(read_only=False) + lease.raising_guard + into)
+        except StatementError as error:
+            if error.sqlstate == leases.LEASE_LOST_STATE:
+                raise leases.lease_lost() from error
+            raise
+        marks.finish_slice_and_commit(cursor, job.run.id, part, carried.rows, carried.bytes)
+    return carried
+
+
+def _carry_again(
+    crew: Crew, job: Job, lease: Lease, options: CopyOptions, tally: Tally, part: Slice, error: PipelineError
+) -> None:
+    """Carry a slice whose first try failed: on new sessions, by way of a staging table.
+
+    A COMMIT whose answer was lost may have happened or not, so the mark is read first. A row that was
+    updated meanwhile lies in two slices, as two versions: the later one is written over the earlier,
+    and the pass over what changed settles which one is right.
+    """
+    what = f"slice {part.ordinal}"
+    started = clock()
+    if error.retryable:
+        crew.emit(Retrying(what=what, attempt=1, delay=0.0, fact=error.fact))
+
+    def attempt(number: int) -> tuple[Relayed, int]:
+        with _both(crew, job, lease) as (source, target), target.transaction(then=lease.guard) as cursor:
+            leases.check_guard(cursor)
+            mark = marks.slice_mark(cursor, job.run.id, part.ordinal)
+            if mark is not None:
+                return Relayed(rows=mark[0], bytes=mark[1]), number
+            create_stage(cursor, job.pair.target, job.pair.columns)
+            query = select_sql(job.pair.source, job.pair.columns, part)
+            carried = relay(source, query, target, cursor, insert_sql(STAGE, job.pair.columns))
+            inserted, _ = upsert_from_stage(cursor, job.pair.target, job.pair.columns)
+            marks.finish_slice(cursor, job.run.id, part, inserted, carried.bytes, number + 1)
+            return Relayed(rows=inserted, bytes=carried.bytes), number
+
+    carried, tries = with_retries(crew, what, options.deadline_seconds, attempt)
+    _tell(crew, tally, part, carried, clock() - started, attempts=tries + 1)
+
+
+def _tell(crew: Crew, tally: Tally, part: Slice, carried: Relayed, seconds: float, attempts: int) -> None:
+    tally.add_slice(carried.rows, attempts)
+    crew.emit(
+        SliceDone(ordinal=part.ordinal, rows=carried.rows, bytes=carried.bytes, seconds=seconds, attempts=attempts)
+    )
