@@ -122,8 +122,32 @@ def settings_command(env_file: Path | None, as_json: bool) -> None:
     help="Try again for this long after a lost connection.",
 )
 @click.option(
+    "--stall",
+    type=click.FloatRange(0.5, 86_400),
+    default=options.DEFAULT_STALL_SECONDS,
+    show_default=True,
+    metavar="SECONDS",
+    help="Count a connection as lost when no byte moves through it for this long.",
+)
+@click.option(
     "--restart", is_flag=True, help="Give the unfinished run up and begin a new one; the table must be empty."
 )
+@click.option(
+    "--max-rate", type=click.FloatRange(0.001), metavar="MB/S", help="Move at most this many megabytes a second."
+)
+@click.option(
+    "--index-memory",
+    type=click.IntRange(1, 1024 * 1024),
+    metavar="MIB",
+    help="maintenance_work_mem for building indexes.  [default: what the graph needs, up to 1 GiB]",
+)
+@click.option(
+    "--index-workers",
+    type=click.IntRange(0, 1024),
+    metavar="N",
+    help="Parallel processes for building indexes, beside the first.  [default: the server's own setting]",
+)
+@click.option("--dry-run", is_flag=True, help="Check everything and show the plan; write nothing.")
 @_as_json
 def copy(
     source: str,
@@ -132,7 +156,12 @@ def copy(
     workers: int,
     slice_size: int,
     deadline: float,
+    stall: float,
     restart: bool,
+    max_rate: float | None,
+    index_memory: int | None,
+    index_workers: int | None,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Move all rows from one server to the other, each exactly once.
@@ -141,12 +170,27 @@ def copy(
     read. Main gets the rows; its secondary indexes are dropped first and built again afterwards.
     """
     from pipeline.move.copy import copy as engine_copy
+    from pipeline.move.plan import preview
     from pipeline.show.tables import print_json, print_text
-    from pipeline.show.words import copy_summary
+    from pipeline.show.words import copy_summary, preview_lines
 
     settings = Settings.load(env_file)
+    if dry_run:
+        plan = preview(settings.route(source, target), slice_size * 2**20, restart)
+        if as_json:
+            print_json({"plan": asdict(plan)})
+        else:
+            print_text(preview_lines(plan, workers))
+        return
     chosen = options.CopyOptions(
-        workers=workers, slice_bytes=slice_size * 2**20, deadline_seconds=deadline, restart=restart
+        workers=workers,
+        slice_bytes=slice_size * 2**20,
+        deadline_seconds=deadline,
+        stall_seconds=stall,
+        restart=restart,
+        max_bytes_per_second=None if max_rate is None else max_rate * MEGABYTE,
+        index_bytes=None if index_memory is None else index_memory * 2**20,
+        index_workers=index_workers,
     )
     events = _observed(engine_copy(settings.route(source, target), chosen))
     done = next(event for event in events if isinstance(event, CopyDone))
@@ -270,6 +314,8 @@ def _observed(events: Generator[Event, None, None]) -> Generator[Event, None, No
         configure()
         observer = LogObserver()
     with observer, closing(events) as running:
+        if hasattr(signal, "SIGUSR1"):
+            signal.signal(signal.SIGUSR1, lambda *_: sys.stderr.write(observer.state + "\n"))
         for event in running:
             observer.on(event)
             yield event

@@ -16,7 +16,10 @@ class CopyOptions:
 
     ``deadline_seconds`` bounds how long one step is tried again after lost connections, counted from
     the first. A connection through which no byte moved for ``stall_seconds`` counts as lost. ``restart``
-    gives an unfinished run up and begins a new one, into an empty table.
+    gives an unfinished run up and begins a new one, into an empty table. ``max_bytes_per_second``
+    bounds the load of all workers together (None: as fast as it goes). ``index_bytes`` and
+    ``index_workers`` replace what is planned for building indexes: maintenance_work_mem, and parallel
+    processes beside the first.
     """
 
     workers: int = DEFAULT_WORKERS
@@ -24,6 +27,9 @@ class CopyOptions:
     deadline_seconds: float = DEFAULT_DEADLINE_SECONDS
     stall_seconds: float = DEFAULT_STALL_SECONDS
     restart: bool = False
+    max_bytes_per_second: float | None = None
+    index_bytes: int | None = None
+    index_workers: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

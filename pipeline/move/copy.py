@@ -5,6 +5,7 @@ from functools import partial
 from typing import TypeVar
 
 from pipeline.events import CopyDone, Event, Loaded, Planned, Reconciled, Warned
+from pipeline.failpoints import failpoint
 from pipeline.ledger import leases, runs
 from pipeline.move.lease import Lease
 from pipeline.move.load import Tally, load
@@ -27,12 +28,13 @@ def copy(route: Route, options: CopyOptions) -> Generator[Event, None, None]:
     what was committed stays. Raises PipelineError.
     """
     started = clock()
-    with Crew() as crew:
+    with Crew(options.stall_seconds) as crew:
         job = crew.call(prepare, crew, route, options.slice_bytes, options.restart)
         if job.run.finished is not None:
             yield _already_done(job, started)
             return
-        lease = Lease(crew, route.target, job.run)
+        lease = Lease(crew, route.target, job.run, options.deadline_seconds)
+        failpoint("after_lease")
         yield from _run(crew, job, lease, options, started)
 
 
@@ -47,18 +49,22 @@ def _run(crew: Crew, job: Job, lease: Lease, options: CopyOptions, started: floa
     step("closing the load", _mark_loaded)
     load_seconds = clock() - tally.started
     yield Loaded(rows=tally.rows, bytes=tally.bytes, seconds=load_seconds)
+    # Beside the pass, not after it: both read the heap, and neither waits for the other.
+    analysis = crew.start(_step, crew, job, lease, options.deadline_seconds, "refreshing statistics", _analyze)
     passes: list[Reconciled] = []
     seen = yield from _settle(crew, job, lease, options, job.run.source_horizon, passes)
+    yield from crew.follow([analysis], guards=[lease.future])
+    yield from analysis.result()
     building = clock()
     builder = crew.start(
-        _step, crew, job, lease, options.deadline_seconds, "building the indexes", _rebuild(crew, lease)
+        _step, crew, job, lease, options.deadline_seconds, "building the indexes", _rebuild(crew, lease, options)
     )
     yield from crew.follow([builder], guards=[lease.future])
     index_seconds = clock() - building
     if builder.result():
         # An index takes minutes, and legacy went on meanwhile.
         yield from _settle(crew, job, lease, options, seen, passes)
-    yield from step("closing the books", partial(_finish, lease))
+    step("closing the books", partial(_finish, lease))
     lease.release()
     yield CopyDone(
         run=job.run.id,
@@ -103,6 +109,7 @@ def _step(
 
 
 def _mark_loaded(session: Session, job: Job) -> None:
+    failpoint("before_loaded")
     with session.transaction() as cursor:
         runs.mark_loaded(cursor, job.run.id)
 
@@ -124,29 +131,31 @@ def _defer(lease: Lease, session: Session, job: Job) -> list[Event]:
     ]
 
 
-def _rebuild(crew: Crew, lease: Lease) -> Callable[[Session, Job], tuple[str, ...]]:
+def _rebuild(crew: Crew, lease: Lease, options: CopyOptions) -> Callable[[Session, Job], tuple[str, ...]]:
     def rebuild(session: Session, job: Job) -> tuple[str, ...]:
-        return rebuild_indexes(crew, session, job.route.target, job.pair.target, job.route.dimensions, lease)
+        return rebuild_indexes(crew, session, job.route, job.pair.target, options, lease)
 
     return rebuild
 
 
-def _finish(lease: Lease, session: Session, job: Job) -> list[Event]:
-    """Refresh statistics and close the run's books."""
-    events: list[Event] = []
+def _analyze(session: Session, job: Job) -> list[Event]:
+    """Refresh the planner's statistics: without them it would not choose an index."""
     if job.pair.target.owned:
         analyze(session, job.pair.target)
-    else:
-        events.append(
-            Warned(
-                fact=f"{job.pair.target.qualified} was not analyzed: this role does not own it",
-                hint=f"as its owner: ANALYZE {job.pair.target.qualified}",
-            )
+        return []
+    return [
+        Warned(
+            fact=f"{job.pair.target.qualified} was not analyzed: this role does not own it",
+            hint=f"as its owner: ANALYZE {job.pair.target.qualified}",
         )
+    ]
+
+
+def _finish(lease: Lease, session: Session, job: Job) -> None:
+    failpoint("before_finish")
     with session.transaction(then=lease.guard) as cursor:
         leases.check_guard(cursor)
         runs.mark_finished(cursor, job.run.id)
-    return events
 
 
 def _planned(job: Job, options: CopyOptions) -> Planned:

@@ -2,12 +2,13 @@
 
 import threading
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
-from pipeline.errors import DuplicateKeyError, PipelineError, StatementError
-from pipeline.events import Event, Progress, Retrying, SliceDone
+from pipeline.errors import CrowdedError, DuplicateKeyError, PipelineError, StatementError
+from pipeline.events import Event, Progress, Retrying, SliceDone, Warned
+from pipeline.failpoints import failpoint
 from pipeline.ledger import leases, marks
 from pipeline.move.lease import Lease
 from pipeline.move.plan import Job
@@ -29,12 +30,15 @@ class Tally:
     bytes: int = 0
     slices: int = 0
     retries: int = 0
+    workers: int = 0
+    on_bytes: Callable[[int], None] = lambda size: None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add_bytes(self, size: int) -> None:
-        """Count bytes that were handed to the target."""
+        """Count bytes that were handed to the target, at the rate that is allowed."""
         with self.lock:
             self.bytes += size
+        self.on_bytes(size)
 
     def add_slice(self, rows: int, attempts: int) -> None:
         """Count a slice that is committed."""
@@ -43,35 +47,80 @@ class Tally:
             self.slices += 1
             self.retries += attempts - 1
 
+    def leave(self) -> bool:
+        """Count a worker out; False for the last one, who has to stay for as long as there is work."""
+        with self.lock:
+            if self.workers == 1:
+                return False
+            self.workers -= 1
+            return True
+
     def progress(self) -> Progress:
         """Return the totals as an event."""
         return Progress(rows=self.rows, bytes=self.bytes, slices=self.slices, seconds=clock() - self.started)
 
 
+class Limiter:
+    """Hold all workers together to a rate; no burst is saved up."""
+
+    def __init__(self, bytes_per_second: float | None, stopping: threading.Event) -> None:
+        self._rate = bytes_per_second
+        self._stopping = stopping
+        self._free_at = 0.0
+        self._lock = threading.Lock()
+
+    def pass_on(self, size: int) -> None:
+        """Wait until ``size`` more bytes may have gone."""
+        if self._rate is None:
+            return
+        with self._lock:
+            now = clock()
+            self._free_at = max(self._free_at, now) + size / self._rate
+            wait = self._free_at - now
+        self._stopping.wait(wait)
+
+
 def load(crew: Crew, job: Job, lease: Lease, options: CopyOptions, tally: Tally) -> Iterator[Event]:
     """Carry every slice that is not done; yield its progress."""
     todo = deque(part for part in job.slices if not part.done)
-    workers = [
-        crew.start(_work, crew, job, lease, options, todo, tally) for _ in range(min(options.workers, len(todo)))
-    ]
+    limiter = Limiter(options.max_bytes_per_second, crew.stopping)
+    tally.on_bytes = limiter.pass_on
+    tally.workers = min(options.workers, len(todo))
+    workers = [crew.start(_work, crew, job, lease, options, todo, tally) for _ in range(tally.workers)]
     yield from crew.follow(workers, tick=tally.progress, guards=[lease.future])
 
 
 def _work(crew: Crew, job: Job, lease: Lease, options: CopyOptions, todo: deque[Slice], tally: Tally) -> None:
     """Take slices until none is left. Sessions are kept from slice to slice, and made anew after a failure."""
     while todo:
-        with _both(crew, job, lease) as sessions:
+        with ExitStack() as stack:
+
+            def connect(_number: int, stack: ExitStack = stack) -> tuple[Session, Session] | None:
+                try:
+                    return stack.enter_context(_both(crew, job, lease))
+                except CrowdedError as error:
+                    if not tally.leave():
+                        raise
+                    crew.emit(Warned(fact=f"{error.fact}: the copy goes on with a worker less", hint=error.hint))
+                    return None
+
+            sessions = with_retries(crew, "connecting", options.deadline_seconds, connect)
+            if sessions is None:
+                return
             failed = _carry_all(crew, job, lease, todo, tally, sessions)
         if failed is None:
-            return
+            break
         _carry_again(crew, job, lease, options, tally, *failed)
+    tally.leave()
 
 
 @contextmanager
-def _both(crew: Crew, job: Job, lease: Lease) -> Iterator[tuple[Session, Session]]:
+def _both(crew: Crew, job: Job, lease: Lease, number: int = 1) -> Iterator[tuple[Session, Session]]:
+    """Yield a session on each side. A server that is slow, not hung, gets twice the time at every try."""
+    patience = crew.stall_seconds * 2 ** (number - 1)
     with (
-        crew.session(job.route.source, lease.purpose) as source,
-        crew.session(job.route.target, lease.purpose) as target,
+        crew.session(job.route.source, lease.purpose, patience) as source,
+        crew.session(job.route.target, lease.purpose, patience) as target,
     ):
         yield source, target
 
@@ -122,7 +171,9 @@ def _bring(job: Job, lease: Lease, target: Session, part: Slice, stream: Stream)
             if error.sqlstate == leases.LEASE_LOST_STATE:
                 raise leases.lease_lost() from error
             raise
+        failpoint("after_copy")
         marks.finish_slice_and_commit(cursor, job.run.id, part, carried.rows, carried.bytes)
+        failpoint("after_commit")
     return carried
 
 
@@ -141,16 +192,18 @@ def _carry_again(
         crew.emit(Retrying(what=what, attempt=1, delay=0.0, fact=error.fact))
 
     def attempt(number: int) -> tuple[Relayed, int]:
-        with _both(crew, job, lease) as (source, target), target.transaction(then=lease.guard) as cursor:
+        with _both(crew, job, lease, number) as (source, target), target.transaction(then=lease.guard) as cursor:
             leases.check_guard(cursor)
             mark = marks.slice_mark(cursor, job.run.id, part.ordinal)
             if mark is not None:
                 return Relayed(rows=mark[0], bytes=mark[1]), number
             create_stage(cursor, job.pair.target, job.pair.columns)
             query = select_sql(job.pair.source, job.pair.columns, part)
-            carried = relay(source, query, target, cursor, insert_sql(STAGE, job.pair.columns))
-            inserted, _ = upsert_from_stage(cursor, job.pair.target, job.pair.columns)
+            carried = relay(source, query, target, cursor, insert_sql(STAGE, job.pair.columns), tally.add_bytes)
+            with target.patient():
+                inserted, _ = upsert_from_stage(cursor, job.pair.target, job.pair.columns)
             marks.finish_slice(cursor, job.run.id, part, inserted, carried.bytes, number + 1)
+            failpoint("before_commit")
             return Relayed(rows=inserted, bytes=carried.bytes), number
 
     carried, tries = with_retries(crew, what, options.deadline_seconds, attempt)

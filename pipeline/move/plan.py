@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from psycopg2 import sql
 
 from pipeline.check.pair import Pair, read_pair
-from pipeline.errors import RefusedError
-from pipeline.ledger import marks, runs
+from pipeline.errors import BusyError, RefusedError
+from pipeline.events import Previewed
+from pipeline.ledger import leases, marks, runs
 from pipeline.move.lease import end_lapsed_generations
 from pipeline.postgres.crew import Crew
 from pipeline.postgres.database import Cursor, Session
+from pipeline.postgres.indexes import secondary_indexes
 from pipeline.postgres.slices import Slice, plan
 from pipeline.postgres.tables import Table
 from pipeline.settings import Route
@@ -34,6 +36,8 @@ def prepare(crew: Crew, route: Route, slice_bytes: int, restart: bool) -> Job:
         end_lapsed_generations(target)
         pair = read_pair(source, target, route, to_write=True)
         with target.transaction() as cursor:
+            if restart:
+                _abandon(cursor, pair.target)
             run = _standing_run(cursor, target, pair, restart)
             resumed = run is not None
             if run is None:
@@ -52,10 +56,7 @@ def _standing_run(cursor: Cursor, session: Session, pair: Pair, restart: bool) -
     """
     run = runs.latest_run(cursor, pair.target)
     empty = _is_empty(cursor, pair.target)
-    if run is not None and run.finished is None and restart:
-        runs.abandon_run(cursor, run)
-        run = None
-    if run is not None and run.finished is not None and empty:
+    if run is not None and (restart if run.finished is None else empty):
         run = None
     if run is None:
         if not empty:
@@ -64,6 +65,51 @@ def _standing_run(cursor: Cursor, session: Session, pair: Pair, restart: bool) -
     if run.fingerprint != runs.fingerprint(pair.source, pair.target, pair.columns):
         raise _other_plan(run, session, pair.source)
     return run
+
+
+def _abandon(cursor: Cursor, table: Table) -> None:
+    """Give an unfinished run up. Raises BusyError while a copier is at work on it."""
+    run = runs.latest_run(cursor, table)
+    if run is None or run.finished is not None:
+        return
+    if leases.take_lease(cursor, run) is None:
+        raise BusyError("another copy of this table is running", "pipeline status shows it; stop it with Ctrl-C there")
+    runs.abandon_run(cursor, run)
+
+
+def preview(route: Route, slice_bytes: int, restart: bool) -> Previewed:
+    """Check everything that a copy checks, and tell what it would do; both sides are only read."""
+    with Crew() as crew:
+        return crew.call(_preview, crew, route, slice_bytes, restart)
+
+
+def _preview(crew: Crew, route: Route, slice_bytes: int, restart: bool) -> Previewed:
+    with crew.session(route.source, "copy") as source, crew.session(route.target, "copy") as target:
+        runs.check_revision(target)
+        pair = read_pair(source, target, route, to_write=True)
+        with target.transaction(read_only=True) as cursor:
+            run = _standing_run(cursor, target, pair, restart)
+            slices = (
+                marks.read_slices(cursor, run.id)
+                if run is not None
+                else plan(pair.source.pages, pair.source.bytes, slice_bytes)
+            )
+            left = sum(not part.done for part in slices)
+            untouched = left == len(slices) and pair.target.owned
+            indexes = secondary_indexes(cursor, pair.target.oid) if untouched else ()
+    return Previewed(
+        run=None if run is None else run.id,
+        finished=run is not None and run.finished is not None,
+        table=pair.target.qualified,
+        source=route.source.label,
+        target=route.target.label,
+        slices=len(slices),
+        slices_left=left,
+        bytes_left=pair.source.bytes * left // len(slices),
+        rows_estimate=pair.source.rows_estimate,
+        columns=pair.columns,
+        indexes=tuple(index.name for index in indexes),
+    )
 
 
 def check_foreign_rows(session: Session, job: Job) -> None:

@@ -11,6 +11,7 @@ from psycopg2 import sql
 from pipeline.check.changes import Key
 from pipeline.check.digests import hash_sql
 from pipeline.check.pair import Pair
+from pipeline.failpoints import failpoint
 from pipeline.ledger import leases, runs
 from pipeline.move.lease import Lease
 from pipeline.move.relay import insert_sql, relay
@@ -51,6 +52,7 @@ def reconcile(
         cursor.execute(_delete_sql(pair.target, keys))
         deleted = cursor.rowcount
         runs.add_reconciled(cursor, lease.run_id, inserted - deleted)
+        failpoint("in_reconcile")
     return Outcome(inserted=inserted, updated=updated, deleted=deleted)
 
 

@@ -11,6 +11,7 @@ from psycopg2 import sql
 
 from pipeline.errors import PipelineError, StatementError, StoppedError
 from pipeline.postgres.database import Cursor, Session
+from pipeline.postgres.pulse import Pulse
 from pipeline.postgres.slices import Slice, condition_sql
 from pipeline.postgres.tables import Table
 
@@ -35,6 +36,8 @@ class Pipe:
 
     def __init__(self, on_bytes: Callable[[int], None]) -> None:
         self._on_bytes = on_bytes
+        # Of the two connections: while one side waits here for the other, its own server is not silent.
+        self.giver, self.taker = Pulse(), Pulse()
         self._chunks: deque[bytes] = deque()
         self._held = 0
         self._rows: list[bytes] = []
@@ -48,6 +51,7 @@ class Pipe:
     def write(self, message: bytes) -> None:
         """Take one message of COPY TO: a row, with the header before the first; the last is the trailer."""
         self.messages += 1
+        self.giver.beat()
         self._rows.append(message)
         self._rows_bytes += len(message)
         if self._rows_bytes >= CHUNK_BYTES:
@@ -57,7 +61,7 @@ class Pipe:
         chunk = self._rows[0] if len(self._rows) == 1 else b"".join(self._rows)
         self._rows.clear()
         self._rows_bytes = 0
-        with self._changed:
+        with self.giver.away(), self._changed:
             while self._held and self._held + len(chunk) > PIPE_BYTES and not self._failed:
                 self._changed.wait()
             if self._failed:
@@ -82,6 +86,10 @@ class Pipe:
 
     def read(self, _size: int) -> bytes:
         """Return the next chunk whole (the driver takes more than it asked for), or b"" at the end."""
+        with self.taker.away():
+            return self._read()
+
+    def _read(self) -> bytes:
         with self._changed:
             while not self._chunks and not self._ended and not self._failed:
                 self._changed.wait()
@@ -120,6 +128,7 @@ class Stream:
 
     def pour(self, target: Session, cursor: Cursor, statement: sql.Composable) -> Relayed:
         """Feed the stream to a statement that ends with COPY FROM. Raises the side's error that came first."""
+        self.pipe.taker = target.pulse
         try:
             with target.translated():
                 cursor.copy_expert(statement, self.pipe, CHUNK_BYTES)
@@ -154,6 +163,7 @@ class Sender:
     def send(self, query: sql.Composable, on_bytes: Callable[[int], None] = lambda size: None) -> Stream:
         """Queue a COPY TO STDOUT; return its stream at once."""
         stream = Stream(query, on_bytes)
+        stream.pipe.giver = self._source.pulse
         self._queue.put(stream)
         return stream
 
@@ -217,14 +227,21 @@ def insert_sql(into: sql.Composable, columns: tuple[str, ...]) -> sql.Composable
     )
 
 
-def relay(source: Session, query: sql.Composable, target: Session, cursor: Cursor, into: sql.Composable) -> Relayed:
+def relay(
+    source: Session,
+    query: sql.Composable,
+    target: Session,
+    cursor: Cursor,
+    into: sql.Composable,
+    on_bytes: Callable[[int], None] = lambda size: None,
+) -> Relayed:
     """Stream one COPY into another, inside the caller's transaction ``cursor`` on the target.
 
-    Raises the source's error where that side failed first, else the target's; the source's session is
-    of no use then.
+    ``on_bytes`` is told the size of every chunk that was handed over. Raises the source's error where
+    that side failed first, else the target's; the source's session is of no use then.
     """
     sender = Sender(source)
-    stream = sender.send(query)
+    stream = sender.send(query, on_bytes)
     try:
         return stream.pour(target, cursor, into)
     finally:

@@ -4,6 +4,7 @@ from functools import partial
 
 from pipeline.check.changes import Key, changed_keys, key_sums, keys_in_buckets
 from pipeline.events import Reconciled, Warned
+from pipeline.failpoints import failpoint
 from pipeline.ledger import leases, runs
 from pipeline.move.lease import Lease
 from pipeline.move.plan import Job, count_rows
@@ -67,6 +68,7 @@ def _pass(crew: Crew, job: Job, lease: Lease, since: int, _attempt: int) -> tupl
         vanished = _vanished_keys(crew, job, (source, target))
         for first in range(0, len(vanished), BATCH_KEYS):
             total = _apply(crew, job, lease, (reader, target), vanished[first : first + BATCH_KEYS], total)
+        failpoint("before_horizon")
         with target.transaction(then=lease.guard) as cursor:
             leases.check_guard(cursor)
             runs.move_horizon(cursor, job.run.id, now)
