@@ -21,6 +21,7 @@ from pipeline.errors import (
     EXIT_ERROR,
     EXIT_INTERRUPTED,
     EXIT_OK,
+    EXIT_REFUSED,
     EXIT_TERMINATED,
     PipelineError,
     SettingsError,
@@ -36,6 +37,7 @@ Command = Callable[..., Any]
 EPILOG = """\b
 A move, from the first command to the last:
   alembic upgrade head                     extension, table, index and ledger on main
+  pipeline preflight                       every reason that the copy could fail
   pipeline copy --from legacy --to main    move the rows; run it again to go on
   pipeline verify                          counts, every byte, and what search finds
   pipeline search "some text"              ask main as the application will
@@ -53,25 +55,30 @@ def cli() -> None:
     """Move embeddings between PostgreSQL hosts, and prove that search answers the same."""
 
 
-def _env_file(command: Command) -> Command:
-    return click.option(
-        "--env-file",
-        type=click.Path(path_type=Path, dir_okay=False),
-        help="Read settings from this file instead of ./.env; the environment goes first.",
-    )(command)
-
-
-def _as_json(command: Command) -> Command:
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")(command)
+_env_file = click.option(
+    "--env-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Read settings from this file instead of ./.env; the environment goes first.",
+)
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+_from = click.option("--from", "source", default="legacy", show_default=True, help="The source: legacy, main or a URL.")
+_to = click.option("--to", "target", default="main", show_default=True, help="The target: legacy, main or a URL.")
+_ignored = click.option(
+    "--ignore-column",
+    "ignore_columns",
+    multiple=True,
+    metavar="NAME",
+    help="Leave this column of the source behind, and do not compare it; may be given several times.",
+)
 
 
 def _ends(command: Command) -> Command:
-    command = click.option(
-        "--to", "target", default="main", show_default=True, help="The target: legacy, main, or a URL."
-    )(command)
-    return click.option(
-        "--from", "source", default="legacy", show_default=True, help="The source: legacy, main, or a URL."
-    )(command)
+    return _from(_to(command))
+
+
+def _workers(text: str) -> Callable[[Command], Command]:
+    count = click.IntRange(1, 64)
+    return click.option("--workers", type=count, default=options.DEFAULT_WORKERS, show_default=True, help=text)
 
 
 @cli.command(name="settings")
@@ -98,13 +105,32 @@ def settings_command(env_file: Path | None, as_json: bool) -> None:
 @cli.command()
 @_ends
 @_env_file
-@click.option(
-    "--workers",
-    type=click.IntRange(1, 64),
-    default=options.DEFAULT_WORKERS,
-    show_default=True,
-    help="Slices moved at the same time, each on two connections.",
-)
+@_workers("Ask for room for a copy with this many workers.")
+@click.option("--no-census", is_flag=True, help="Read no rows but a sample, and judge none.")
+@_as_json
+def preflight(source: str, target: str, env_file: Path | None, workers: int, no_census: bool, as_json: bool) -> None:
+    """Find every reason that a copy could fail, before a row moves; read-only on both sides.
+
+    Ends with exit code 4 where a copy would be refused.
+    """
+    from pipeline.check.inspection import Inspected, inspect
+    from pipeline.show.findings import print_inspection
+    from pipeline.show.tables import print_json
+
+    chosen = options.PreflightOptions(workers=workers, census=not no_census)
+    events = _observed(inspect(Settings.load(env_file).route(source, target), chosen))
+    found = next(event for event in events if isinstance(event, Inspected))
+    if as_json:
+        print_json({"preflight": {"verdict": found.verdict, **asdict(found)}})
+    else:
+        print_inspection(found)
+    sys.exit(EXIT_REFUSED if found.verdict == "refused" else EXIT_OK)
+
+
+@cli.command()
+@_ends
+@_env_file
+@_workers("Slices moved at the same time, each on two connections.")
 @click.option(
     "--slice-size",
     type=click.IntRange(1, 1024),
@@ -148,6 +174,7 @@ def settings_command(env_file: Path | None, as_json: bool) -> None:
     help="Parallel processes for building indexes, beside the first.  [default: the server's own setting]",
 )
 @click.option("--dry-run", is_flag=True, help="Check everything and show the plan; write nothing.")
+@_ignored
 @_as_json
 def copy(
     source: str,
@@ -162,6 +189,7 @@ def copy(
     index_memory: int | None,
     index_workers: int | None,
     dry_run: bool,
+    ignore_columns: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Move all rows from one server to the other, each exactly once.
@@ -174,9 +202,9 @@ def copy(
     from pipeline.show.tables import print_json, print_text
     from pipeline.show.words import copy_summary, preview_lines
 
-    settings = Settings.load(env_file)
+    route = Settings.load(env_file).route(source, target, ignore_columns)
     if dry_run:
-        plan = preview(settings.route(source, target), slice_size * 2**20, restart)
+        plan = preview(route, slice_size * 2**20, restart)
         if as_json:
             print_json({"plan": asdict(plan)})
         else:
@@ -192,7 +220,7 @@ def copy(
         index_bytes=None if index_memory is None else index_memory * 2**20,
         index_workers=index_workers,
     )
-    events = _observed(engine_copy(settings.route(source, target), chosen))
+    events = _observed(engine_copy(route, chosen))
     done = next(event for event in events if isinstance(event, CopyDone))
     if as_json:
         print_json({"copy": asdict(done)})
@@ -213,8 +241,17 @@ def copy(
 @click.option(
     "--k", type=click.IntRange(1, 1_000), default=options.DEFAULT_K, show_default=True, help="Neighbours of each."
 )
+@_ignored
 @_as_json
-def verify(source: str, target: str, env_file: Path | None, queries: int, k: int, as_json: bool) -> None:
+def verify(
+    source: str,
+    target: str,
+    env_file: Path | None,
+    queries: int,
+    k: int,
+    ignore_columns: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Compare the two sides: counts, every byte of every row, and what search finds.
 
     Reads both sides at once and writes nothing but the verdicts, into the ledger on main. Ends with
@@ -223,9 +260,8 @@ def verify(source: str, target: str, env_file: Path | None, queries: int, k: int
     from pipeline.check.verify import verify as engine_verify
     from pipeline.show.tables import print_checks, print_json
 
-    settings = Settings.load(env_file)
-    chosen = options.VerifyOptions(queries=queries, k=k)
-    events = _observed(engine_verify(settings.route(source, target), chosen))
+    route = Settings.load(env_file).route(source, target, ignore_columns)
+    events = _observed(engine_verify(route, options.VerifyOptions(queries=queries, k=k)))
     results = [event for event in events if isinstance(event, CheckDone)]
     passed = all(result.verdict == "pass" for result in results)
     if as_json:

@@ -8,6 +8,7 @@ DEFAULT_DEADLINE_SECONDS = 60.0
 DEFAULT_STALL_SECONDS = 30.0
 DEFAULT_QUERIES = 10
 DEFAULT_K = 10
+DEFAULT_OLD_TRANSACTION_SECONDS = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,3 +39,15 @@ class VerifyOptions:
 
     queries: int = DEFAULT_QUERIES
     k: int = DEFAULT_K
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreflightOptions:
+    """For how many workers room is asked for, and whether every row is read for the census.
+
+    A transaction of somebody else that is older than ``old_transaction_seconds`` is worth a warning.
+    """
+
+    workers: int = DEFAULT_WORKERS
+    census: bool = True
+    old_transaction_seconds: float = DEFAULT_OLD_TRANSACTION_SECONDS

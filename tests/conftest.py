@@ -14,6 +14,8 @@ import pytest
 from psycopg2 import sql
 
 from pipeline.demo.servers import Server, create_server, kill_server
+from tests import moves
+from tests.moves import Move
 from tests.support import CANARY, Database, clean_environment, environment, run
 
 FOLDER_PREFIX = "pipeline-tests-"
@@ -139,6 +141,16 @@ def empty_main(new_database: Callable[..., Database]) -> Database:
 def main(new_database: Callable[..., Database], main_template: Callable[[int], str]) -> Database:
     """Return a database on the main server at ``alembic upgrade head``, 768 dimensions."""
     return new_database("18", main_template(768))
+
+
+@pytest.fixture
+def new_move(new_database: Callable[..., Database]) -> Callable[..., Move]:
+    """Return a function from the SQL of both tables to a move between two new databases, 16 and 18."""
+
+    def make(legacy_sql: str, main_sql: str, *more: str, legacy: Database | None = None, **env: str) -> Move:
+        return moves.new_move(legacy or new_database("16"), new_database("18"), legacy_sql, main_sql, *more, **env)
+
+    return make
 
 
 @pytest.fixture

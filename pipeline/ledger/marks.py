@@ -1,28 +1,66 @@
 """The marks of a run: slices that are done, and indexes that are set aside."""
 
+import json
+from collections.abc import Sequence
+
 from psycopg2 import sql
+from psycopg2.extras import execute_values
 
 from pipeline.errors import StatementError
 from pipeline.postgres.database import Cursor
 from pipeline.postgres.indexes import Index
-from pipeline.postgres.slices import Slice
+from pipeline.postgres.slices import Bound, Slice
 from pipeline.postgres.tables import Table
 
 
 def read_slices(cursor: Cursor, run_id: int) -> tuple[Slice, ...]:
     """Return the run's slices in order, as they were cut when it was planned."""
     cursor.execute(
-        "SELECT ordinal, lower, upper, rows FROM pipeline.slice WHERE run_id = %s ORDER BY ordinal", (run_id,)
+        "SELECT ordinal, kind, relation, lower, upper, rows FROM pipeline.slice WHERE run_id = %s ORDER BY ordinal",
+        (run_id,),
     )
     return tuple(
         Slice(
             ordinal=ordinal,
-            lower=None if lower is None else int(lower),
-            upper=None if upper is None else int(upper),
+            kind=kind,
+            relation=None if relation is None else tuple(relation),
+            lower=_read_bound(lower),
+            upper=_read_bound(upper),
             rows=rows,
         )
-        for ordinal, lower, upper, rows in cursor.fetchall()
+        for ordinal, kind, relation, lower, upper, rows in cursor.fetchall()
     )
+
+
+def insert_slices(cursor: Cursor, run_id: int, slices: Sequence[Slice]) -> None:
+    """Record the slices of a new run. Bounds are texts: a page's number, or a key's values as a JSON array."""
+    execute_values(
+        cursor,
+        "INSERT INTO pipeline.slice (run_id, ordinal, kind, relation, lower, upper) VALUES %s",
+        [
+            (
+                run_id,
+                part.ordinal,
+                part.kind,
+                None if part.relation is None else list(part.relation),
+                _written_bound(part.lower),
+                _written_bound(part.upper),
+            )
+            for part in slices
+        ],
+        template="(%s, %s, %s, %s::pg_catalog.text[], %s, %s)",
+    )
+
+
+def _read_bound(text: str | None) -> Bound:
+    if text is None:
+        return None
+    found = json.loads(text)
+    return found if isinstance(found, int) else tuple(found)
+
+
+def _written_bound(bound: Bound) -> str | None:
+    return None if bound is None else json.dumps(bound, ensure_ascii=False)
 
 
 def slice_mark(cursor: Cursor, run_id: int, ordinal: int) -> tuple[int, int] | None:

@@ -16,6 +16,7 @@ from pipeline.move.settle import settle
 from pipeline.options import CopyOptions
 from pipeline.postgres.crew import Crew
 from pipeline.postgres.database import Session, clock
+from pipeline.postgres.sequences import set_sequences
 from pipeline.settings import Route
 
 T = TypeVar("T")
@@ -64,6 +65,7 @@ def _run(crew: Crew, job: Job, lease: Lease, options: CopyOptions, started: floa
     if builder.result():
         # An index takes minutes, and legacy went on meanwhile.
         yield from _settle(crew, job, lease, options, seen, passes)
+    yield from step("setting the sequences", _set_sequences)
     step("closing the books", partial(_finish, lease))
     lease.release()
     yield CopyDone(
@@ -148,6 +150,17 @@ def _analyze(session: Session, job: Job) -> list[Event]:
             fact=f"{job.pair.target.qualified} was not analyzed: this role does not own it",
             hint=f"as its owner: ANALYZE {job.pair.target.qualified}",
         )
+    ]
+
+
+def _set_sequences(session: Session, job: Job) -> list[Event]:
+    """Move the sequences behind the rows that came with values of their own."""
+    return [
+        Warned(
+            fact=f"the sequence {name} was not set behind the rows: this role may not",
+            hint=f"as its owner: SELECT setval('{name}', ...) with the largest value of its column",
+        )
+        for name in set_sequences(session, job.pair.target)
     ]
 
 

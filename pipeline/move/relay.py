@@ -12,8 +12,9 @@ from psycopg2 import sql
 from pipeline.errors import PipelineError, StatementError, StoppedError
 from pipeline.postgres.database import Cursor, Session
 from pipeline.postgres.pulse import Pulse
-from pipeline.postgres.slices import Slice, condition_sql
+from pipeline.postgres.slices import Slice, slice_sql
 from pipeline.postgres.tables import Table
+from pipeline.postgres.values import value_sql
 
 # One write to the socket; measured: more gains nothing, 8 kB (the driver's default) costs 28 %.
 CHUNK_BYTES = 128 * 1024
@@ -215,8 +216,8 @@ class Sender:
 
 def select_sql(table: Table, columns: tuple[str, ...], part: Slice) -> sql.Composable:
     """Return COPY TO of one slice's rows."""
-    return sql.SQL("COPY (SELECT {} FROM ONLY {} WHERE {}) TO STDOUT (FORMAT binary)").format(
-        sql.SQL(", ").join(map(sql.Identifier, columns)), table.identifier, condition_sql(part)
+    return sql.SQL("COPY (SELECT {} {}) TO STDOUT (FORMAT binary)").format(
+        sql.SQL(", ").join(value_sql(table, name) for name in columns), slice_sql(table, part)
     )
 
 

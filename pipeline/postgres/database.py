@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,9 @@ import psycopg2.extensions
 from psycopg2 import sql
 
 from pipeline.endpoints import Endpoint
+from pipeline.errors import UnreachableError
 from pipeline.postgres.failures import CONNECT_TIMEOUT_SECONDS, connect_error, translate
+from pipeline.postgres.pulse import PulsingConnection
 
 STREAM_ROWS = 2_000
 Cursor = psycopg2.extensions.cursor
@@ -45,7 +47,12 @@ class Session:
         self.endpoint = endpoint
         self._pid = os.getpid()
         self._cancelled = False
+        self._silence: float | None = None
+        # Who holds the lock that the statement under way waits for, where that is known.
+        self.blockers: str | None = None
         self.connection = _connect(endpoint, purpose)
+        self.pulse = self.connection.pulse
+        self.backend = self.connection.get_backend_pid()
         self.connection.autocommit = True
         self.version = self.connection.server_version
         self.notices: list[str] = []
@@ -87,7 +94,7 @@ class Session:
         """Return BEGIN with the settings of our transactions, ended by a semicolon."""
         return sql.SQL(_begin_sql(self.version, read_only))
 
-    def rows(self, query: Query, arguments: Sequence[Any] | None = None) -> list[tuple[Any, ...]]:
+    def rows(self, query: Query, arguments: Sequence[Any] | Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
         """Return all rows of one query, in a read-only transaction of its own."""
         with self.transaction(read_only=True) as cursor:
             cursor.execute(query, arguments)
@@ -106,11 +113,27 @@ class Session:
 
     @contextmanager
     def translated(self) -> Iterator[None]:
-        """Translate the driver's errors inside into PipelineErrors that name this endpoint."""
+        """Translate this connection's errors inside into PipelineErrors that name its endpoint."""
         try:
             yield
         except psycopg2.Error as error:
-            raise translate(error, self.label, lost=self.lost, cancelled=self._cancelled) from error
+            if error.cursor is not None and error.cursor.connection is not self.connection:
+                # Another session's, whose transaction lies around this one: it will say where.
+                raise
+            if self._cancelled or self._silence is None:
+                raise translate(
+                    error, self.label, lost=self.lost, cancelled=self._cancelled, blockers=self.blockers
+                ) from error
+            fact = f"{self.label}: no byte moved for {self._silence:.0f} seconds, the connection was cut"
+            raise UnreachableError(fact, "look whether the server hangs, then run the command again") from error
+
+    def end_backends(self, backends: Sequence[int]) -> None:
+        """End those of these server processes that are still ours."""
+        self.rows(
+            "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity"
+            " WHERE pid = ANY (%s) AND usename = CURRENT_USER AND application_name LIKE 'pipeline %%'",
+            (list(backends),),
+        )
 
     def cancel(self) -> None:
         """Ask the server to cancel the statement under way. May block while the network is dead."""
@@ -121,6 +144,31 @@ class Session:
     def abort(self) -> None:
         """Cut the connection under whatever waits on it; its thread sees a lost connection at once."""
         self._cancelled = True
+        self._shut()
+
+    def cut(self, silence: float) -> None:
+        """Abort for a server that was silent for so many seconds: a lost connection, not a stop."""
+        self._silence = silence
+        self._shut()
+
+    @contextmanager
+    def patient(self) -> Iterator[None]:
+        """Say that statements inside may be long: silence alone is no reason to cut them."""
+        patience, self.pulse.patience = self.pulse.patience, None
+        try:
+            yield
+        finally:
+            self.pulse.patience = patience
+
+    def silence(self) -> float:
+        """Return for how many seconds a thread has waited here without a byte that moved."""
+        try:
+            descriptor = self.connection.fileno()
+        except psycopg2.Error:
+            descriptor = -1
+        return self.pulse.silence(descriptor)
+
+    def _shut(self) -> None:
         with suppress(psycopg2.Error, OSError), socket.socket(fileno=os.dup(self.connection.fileno())) as wire:
             wire.shutdown(socket.SHUT_RDWR)
 
@@ -204,7 +252,7 @@ def _begin_sql(version: int, read_only: bool) -> str:
     return "".join([mode, ";", *(f"SET LOCAL {name} = {value};" for name, value in settings.items())])
 
 
-def _connect(endpoint: Endpoint, purpose: str) -> psycopg2.extensions.connection:
+def _connect(endpoint: Endpoint, purpose: str) -> PulsingConnection:
     keywords: dict[str, Any] = {
         "host": endpoint.host,
         "port": endpoint.port,
@@ -224,7 +272,7 @@ def _connect(endpoint: Endpoint, purpose: str) -> psycopg2.extensions.connection
     if endpoint.password is not None:
         keywords["password"] = endpoint.password.reveal()
     try:
-        connection: psycopg2.extensions.connection = psycopg2.connect(**keywords)
+        connection: PulsingConnection = psycopg2.connect(connection_factory=PulsingConnection, **keywords)
         return connection
     except psycopg2.OperationalError as error:
         text = str(error)

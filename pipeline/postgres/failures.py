@@ -104,6 +104,7 @@ def _places(name: str) -> dict[str, str]:
 
 
 def connect_error(endpoint: Endpoint, text: str) -> PipelineError:
+    """Turn libpq's words about a connection that was not made into ours."""
     words = _places(endpoint.name) | {
         "host": endpoint.host,
         "port": str(endpoint.port),
@@ -122,17 +123,19 @@ def connect_error(endpoint: Endpoint, text: str) -> PipelineError:
     return UnreachableError(f"{endpoint.name} ({endpoint.label}): {line}", "pipeline settings shows what is used")
 
 
-_CONFLICT_CODES = frozenset({"40001", "40P01", "55P03"})
+_CONFLICT_CODES = frozenset({"40001", "40P01"})
 # Data and constraint errors, and what a function raises: their messages quote values of the row.
 _TELLING_CLASSES = frozenset({"22", "23", "38", "39", "P0"})
 _PASSING_CODES = frozenset({"57P01", "57P02", "57P03", "53300", "53400", "08000", "08003", "08006"})
 
 
-def translate(error: psycopg2.Error, where: str, *, lost: bool, cancelled: bool) -> PipelineError:
+def translate(
+    error: psycopg2.Error, where: str, *, lost: bool, cancelled: bool, blockers: str | None = None
+) -> PipelineError:
     """Turn a driver's error into ours, without the row content that the server puts into messages.
 
     A lost connection is known by the connection, not by a code: a terminated backend, a timeout of
-    the server and a stopped server all arrive without one.
+    the server and a stopped server all arrive without one. ``blockers`` are those who held the lock.
     """
     code = error.pgcode or ""
     if cancelled:
@@ -141,6 +144,11 @@ def translate(error: psycopg2.Error, where: str, *, lost: bool, cancelled: bool)
         return UnreachableError(f"{where}: the server ended the connection ({code})", "run the command again")
     if lost:
         return UnreachableError(f"{where}: the connection was lost", "run the command again to go on")
+    if code == "55P03":
+        return ConflictError(
+            f"{where}: a lock was waited for in vain; it is held by {blockers or 'another transaction'}",
+            "end that transaction, or wait for it; then run the command again",
+        )
     if code in _CONFLICT_CODES:
         return ConflictError(f"{where}: another transaction stood in the way ({code})", "run the command again")
     message = _safe_message(error)
