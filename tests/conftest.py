@@ -147,10 +147,21 @@ def main(new_database: Callable[..., Database], main_template: Callable[[int], s
 def new_move(new_database: Callable[..., Database]) -> Callable[..., Move]:
     """Return a function from the SQL of both tables to a move between two new databases, 16 and 18."""
 
-    def make(legacy_sql: str, main_sql: str, *more: str, legacy: Database | None = None, **env: str) -> Move:
-        return moves.new_move(legacy or new_database("16"), new_database("18"), legacy_sql, main_sql, *more, **env)
+    def make(legacy_sql: str, main_sql: str, *more: str, **env: str) -> Move:
+        return moves.new_move(new_database("16"), new_database("18"), legacy_sql, main_sql, *more, **env)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def ledger_template(servers: Callable[[str], Server]) -> str:
+    """Return a template database on 18 that has the ledger and no table."""
+    server, name = servers("18"), "template_ledger"
+    _administrate(server, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    template = Database(server=server, name=name)
+    run("alembic", "upgrade", "head", env=environment(main=template)).expect(0)
+    template.execute("DROP TABLE public.embeddings")
+    return name
 
 
 @pytest.fixture

@@ -61,7 +61,7 @@ def new_move(
     extension: str = "public",
     **env: str,
 ) -> Move:
-    """Make both tables, and the ledger; with an empty ``main_sql`` Alembic makes main's table too."""
+    """Make both tables, and the ledger unless it is there; with an empty ``main_sql`` Alembic makes main's table."""
     for database, statements in ((legacy, legacy_sql), (main, main_sql)):
         if extension != "public":
             database.execute(f"CREATE SCHEMA {extension}")
@@ -69,6 +69,7 @@ def new_move(
         if statements:
             database.execute(statements)
     variables = environment(legacy=legacy, main=main, **{"EMBEDDING_DIMENSIONS": "3", "PGVECTOR_TABLE": table, **env})
-    adopt = ("-x", "adopt=yes") if main_sql else ()
-    run("alembic", *adopt, "upgrade", "head", env=variables).expect(0)
+    if main.value("SELECT to_regclass('pipeline.run') IS NULL"):
+        adopt = ("-x", "adopt=yes") if main_sql else ()
+        run("alembic", *adopt, "upgrade", "head", env=variables).expect(0)
     return Move(legacy=legacy, main=main, table=table, env=variables)

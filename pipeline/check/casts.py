@@ -57,7 +57,7 @@ def misfit(column: Column, there: Column) -> Misfit | None:
         return Misfit(
             reason=f"the enum there has no {', '.join(map(repr, missing))}", hint="add them there: ALTER TYPE ADD VALUE"
         )
-    if column.type == there.type or _same_but_for_length(column, there) or _castable(column, there):
+    if _same_bytes(column, there) or _castable(column, there):
         return None
     if _base(column) == _base(there) and column.base_type in _ADAPTING:
         return Misfit(reason="values would be rounded or filled up", hint=_SAME_TYPE)
@@ -70,9 +70,9 @@ def _base(column: Column) -> tuple[str, str]:
     return ("vector" if column.is_vector else column.base_schema, column.base_type)
 
 
-def _same_but_for_length(column: Column, there: Column) -> bool:
+def _same_bytes(column: Column, there: Column) -> bool:
     """Return whether the bytes are those of the target's type, which refuses what is too long for it itself."""
-    if column.labels and there.labels:
+    if column.type == there.type or (column.labels and there.labels):
         return True
     if _base(column) != _base(there) or column.holds_oids:
         return False
@@ -107,7 +107,7 @@ def carried_as(source: Table, target: Table, columns: Sequence[str]) -> Table:
 
 
 def _carried_as(source: Table, column: Column, there: Column) -> Column:
-    if _base(column) == _base(there) or (column.labels and there.labels):
+    if _same_bytes(column, there):
         return column
     assert there.send is not None
     if not there.is_vector:

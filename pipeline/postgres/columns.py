@@ -58,10 +58,10 @@ class Column:
 # composites and ranges of types that a server numbered itself (from 16384 on) hold those numbers.
 _COLUMNS_SQL = """
 SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), bn.nspname, t.typname, base.typmod,
-       e.oid IS NOT NULL, t.oid = a.atttypid, sn.nspname, sp.proname,
+       CASE WHEN e.oid IS NOT NULL THEN element.typname END, element.oid <> t.oid, t.oid = a.atttypid,
+       sn.nspname, sp.proname,
        t.typtype = 'c' OR (t.typtype IN ('r', 'm') AND t.oid >= 16384)
-           OR (t.typelem <> 0 AND t.typlen = -1 AND (t.typelem >= 16384 OR EXISTS (
-               SELECT 1 FROM pg_catalog.pg_type el WHERE el.oid = t.typelem AND el.typtype = 'c'))),
+           OR (element.oid <> t.oid AND (element.oid >= 16384 OR element.typtype = 'c')),
        ARRAY(SELECT l.enumlabel FROM pg_catalog.pg_enum l WHERE l.enumtypid = t.oid
              ORDER BY l.enumsortorder)::pg_catalog.text[],
        pg_catalog.quote_ident(a.attname), a.attnotnull, a.atthasdef OR a.attidentity <> '', a.attgenerated <> '',
@@ -81,9 +81,11 @@ CROSS JOIN LATERAL (
     SELECT chain.oid, chain.typmod FROM chain WHERE chain.typtype <> 'd') base
 JOIN pg_catalog.pg_type t ON t.oid = base.oid
 JOIN pg_catalog.pg_namespace bn ON bn.oid = t.typnamespace
+JOIN pg_catalog.pg_type element ON element.oid =
+    CASE WHEN t.typelem <> 0 AND t.typlen = -1 THEN t.typelem ELSE t.oid END
 LEFT JOIN pg_catalog.pg_proc sp ON sp.oid = t.typsend
 LEFT JOIN pg_catalog.pg_namespace sn ON sn.oid = sp.pronamespace
-LEFT JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_type'::pg_catalog.regclass AND d.objid = t.oid
+LEFT JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_type'::pg_catalog.regclass AND d.objid = element.oid
      AND d.deptype = 'e' AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass
 LEFT JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid AND e.extname = 'vector'
 WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
@@ -97,20 +99,20 @@ def read_columns(cursor: Cursor, oid: int) -> tuple[Column, ...]:
 
 
 def _column(row: tuple[Any, ...]) -> Column:
-    name, formatted, base_schema, base, modifier, of_extension, undisguised, send_schema, send_name, *facts = row
+    name, formatted, base_schema, base, modifier, member, is_array, undisguised, send_schema, send_name, *facts = row
     holds_oids, labels, quoted, not_null, has_default, generated, identity_always, *rights = facts
-    is_vector = of_extension and base in VECTOR_TYPES
-    dimensions = modifier if is_vector and modifier > 0 else None
+    is_vector = member in VECTOR_TYPES and not is_array
+    dimension = f"({modifier})" if modifier > 0 else ""
     # The extension lives in another schema on each side; its types are the same all the same.
-    vector_type = f"{base}({dimensions})" if dimensions else base
+    vector_type = f"{member}{dimension}{'[]' if is_array else ''}"
     return Column(
         name=name,
-        type=vector_type if of_extension and undisguised else formatted,
+        type=vector_type if member and undisguised else formatted,
         base_schema=base_schema,
         base_type=base,
         modifier=modifier,
         is_vector=is_vector,
-        dimensions=dimensions,
+        dimensions=modifier if is_vector and modifier > 0 else None,
         send=None if send_name is None else (send_schema, send_name),
         holds_oids=holds_oids,
         labels=tuple(labels),

@@ -95,6 +95,7 @@ class Chaos:
         self.bench = bench
         self.log: list[str] = []
         self.cancelled = False
+        self.said = ""
         # The run whose rows were taken away again.
         self.emptied = -1
 
@@ -120,13 +121,26 @@ class Chaos:
         while (code := self.attempt(disturbed=False)) != 0:
             codes.append(code)
             self.expect(len(codes) < LAST_ATTEMPTS, f"left alone, it ended with {codes}")
-        self.expect(content(self.bench.main) == content(self.bench.legacy), "the rows differ")
+        self.expect(not (what := self.difference()), what)
         self.expect(self.bench.main.rows(DEFINITIONS) == definitions, "the indexes differ")
         valid = self.bench.main.rows(
             "SELECT c.relname, i.indisvalid FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
             " WHERE i.indrelid = 'public.embeddings'::regclass ORDER BY 1"
         )
         self.expect(valid == STANDING, f"indexes: {valid}")
+
+    def difference(self) -> str:
+        """Return how the two sides differ, in numbers and by a few keys; nothing where they are equal."""
+        legacy, main = ({row[0]: row[1:] for row in content(self.bench.databases[side])} for side in SIDES)
+        missing, extra = legacy.keys() - main.keys(), main.keys() - legacy.keys()
+        changed = [key for key in legacy.keys() & main.keys() if legacy[key] != main[key]]
+        columns = {place for key in changed for place in range(3) if legacy[key][place] != main[key][place]}
+        return (
+            f"missing on main {sorted(missing)[:3]}, too many there {sorted(extra)[:3]},"
+            f" different {changed[:3]} in columns {columns}: {len(missing)}, {len(extra)} and {len(changed)}"
+            if missing or extra or changed
+            else ""
+        )
 
     def attempt(self, disturbed: bool) -> int:
         """Run the copy once, to its end; check what has to hold after every end."""
@@ -150,6 +164,7 @@ class Chaos:
             finish(process)
             self.fail("the copy did not end within 90 seconds")
         self.note(f"exit code {done.code}")
+        self.said = done.err
         expected = EXPECTED_CODES | ({1} if self.cancelled else frozenset())
         self.expect(done.code in expected, f"exit code {done.code}: {done.err}")
         self.expect("Traceback" not in done.err and "Exception ignored" not in done.err, done.err)
@@ -232,6 +247,7 @@ class Chaos:
 
     def fail(self, what: str) -> None:
         story = "\n  ".join(self.log)
+        story += f"\n{self.said}"
         raise AssertionError(f"seed {self.seed} (make chaos SEED={self.seed} RUNS=1): {what}\n  {story}")
 
 
