@@ -107,8 +107,17 @@ def settings_command(env_file: Path | None, as_json: bool) -> None:
 @_env_file
 @_workers("Ask for room for a copy with this many workers.")
 @click.option("--no-census", is_flag=True, help="Read no rows but a sample, and judge none.")
+@_ignored
 @_as_json
-def preflight(source: str, target: str, env_file: Path | None, workers: int, no_census: bool, as_json: bool) -> None:
+def preflight(
+    source: str,
+    target: str,
+    env_file: Path | None,
+    workers: int,
+    no_census: bool,
+    ignore_columns: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Find every reason that a copy could fail, before a row moves; read-only on both sides.
 
     Ends with exit code 4 where a copy would be refused.
@@ -118,7 +127,7 @@ def preflight(source: str, target: str, env_file: Path | None, workers: int, no_
     from pipeline.show.tables import print_json
 
     chosen = options.PreflightOptions(workers=workers, census=not no_census)
-    events = _observed(inspect(Settings.load(env_file).route(source, target), chosen))
+    events = _observed(inspect(Settings.load(env_file).route(source, target, ignore_columns), chosen))
     found = next(event for event in events if isinstance(event, Inspected))
     if as_json:
         print_json({"preflight": {"verdict": found.verdict, **asdict(found)}})

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from psycopg2 import sql
 from psycopg2.extras import execute_values
 
-from pipeline.errors import StatementError
+from pipeline.errors import ConflictError
 from pipeline.postgres.database import Cursor
 from pipeline.postgres.indexes import Index
 from pipeline.postgres.slices import Bound, Slice
@@ -76,7 +76,7 @@ def slice_mark(cursor: Cursor, run_id: int, ordinal: int) -> tuple[int, int] | N
 def finish_slice(cursor: Cursor, run_id: int, part: Slice, rows: int, size: int, attempts: int) -> None:
     """Set a slice's mark, in the transaction that brought its rows.
 
-    Raises StatementError where it is set already: then that transaction must not commit.
+    Raises ConflictError where it is set already: then that transaction must not commit.
     """
     cursor.execute(
         "UPDATE pipeline.slice SET rows = %s, bytes = %s, attempts = attempts + %s,"
@@ -85,7 +85,8 @@ def finish_slice(cursor: Cursor, run_id: int, part: Slice, rows: int, size: int,
         (rows, size, attempts, run_id, part.ordinal),
     )
     if cursor.rowcount != 1:
-        raise StatementError(f"slice {part.ordinal} was finished by somebody else", "pipeline status")
+        # By our own earlier try, whose COMMIT was still under way when the mark was looked at.
+        raise ConflictError(f"slice {part.ordinal} was finished meanwhile", "run the command again")
 
 
 def finish_slice_and_commit(cursor: Cursor, run_id: int, part: Slice, rows: int, size: int) -> None:

@@ -5,15 +5,20 @@ import random
 import re
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 
 import pytest
 
+from pipeline.errors import UnreachableError
 from pipeline.failpoints import NAMES
+from pipeline.postgres.database import Session
 from tests.acceptance.test_copy import INDEXES, OURS, STANDING, finish, wait_until
 from tests.data import content, fill_generated
+from tests.integration.test_changes import endpoint
 from tests.proxy import Direction, How, Proxy
 from tests.support import Database, Outcome, environment, pipeline, start
 
@@ -395,3 +400,61 @@ def test_marked_slices_survive_a_crash_where_the_role_commits_asynchronously(ful
         hasty.copy().expect(0)
         assert marks <= full.marks()
         full.check_done()
+
+
+@contextmanager
+def small_disk(database: Database, folder: Path, size: str) -> Iterator[Path]:
+    """Put the table onto a disk of its own, so small that it does not fit."""
+    folder.parent.chmod(0o711)
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=False).returncode:
+        pytest.skip("a small disk takes the right to mount one")
+    try:
+        owner = database.server.data.stat()
+        os.chown(folder, owner.st_uid, owner.st_gid)
+        with closing(database.connect()) as connection:
+            connection.autocommit = True
+            connection.cursor().execute("CREATE TABLESPACE small LOCATION %s", (str(folder),))
+        try:
+            database.execute("ALTER TABLE public.embeddings SET TABLESPACE small")
+            yield folder
+        finally:
+            with closing(database.connect()) as connection:
+                connection.autocommit = True
+                connection.cursor().execute("DROP TABLE public.embeddings")
+                connection.cursor().execute("DROP TABLESPACE small")
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_full_disk_stops_the_copy_and_a_larger_one_lets_it_go_on(full: Bench) -> None:
+    with (
+        tempfile.TemporaryDirectory() as root,
+        small_disk(full.main, Path(root) / "disk", "3m") as disk,
+    ):
+        ended = full.copy("--workers", "1", "--deadline", "30").expect(1)
+        assert "error: main (" in ended.err
+        assert "the disk is full" in ended.err
+        assert "free space, then run the command again" in ended.err
+        full.wait_for_quiet()
+        full.check_books()
+        marks = full.marks()
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        full.copy().expect(0)
+        assert marks <= full.marks()
+        full.check_done()
+
+
+def test_lost_connection_is_told_of_the_side_that_was_lost(legacy: Database, empty_main: Database) -> None:
+    with (
+        Session(endpoint(legacy, "legacy"), "test") as source,
+        Session(endpoint(empty_main, "main"), "test") as target,
+    ):
+        with (
+            pytest.raises(UnreachableError, match=r"legacy .*the connection was lost"),
+            source.transaction() as mine,
+            target.transaction(),
+        ):
+            legacy.execute("SELECT pg_terminate_backend(%s)", source.backend)
+            mine.execute("SELECT 1")
+        assert target.rows("SELECT 1") == [(1,)]
