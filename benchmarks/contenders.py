@@ -1,27 +1,20 @@
-"""Who runs: raw pipes, the pipeline, other tools, a loop of inserts; each as the processes of one turn."""
+"""Who runs: raw pipes, the pipeline, pg_dump, a loop of inserts; each as the processes of one turn."""
 
-import shutil
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from psycopg2 import sql
 
-from content import Connection
 from measure import Command, Pipe, Step
 from pipeline.demo.servers import SUPERUSER, Server
 from pipeline.postgres.indexes import plan_build
-from testbed import Testbed
+from testbed import DATABASE, Connection, Testbed
 
-# As many raw pipes, and as many workers of the pipeline.
-STREAMS = (1, 2, 4)
+COPY_WORKERS = (1, 2, 4)
 # The engine's default: it loads before an index is built, and before verify.
-DEFAULT_STREAMS = 2
-RAW = tuple(f"raw-{streams}" for streams in STREAMS)
-COPIES = tuple(f"copy-{streams}" for streams in STREAMS)
-DEFAULT_COPY = f"copy-{DEFAULT_STREAMS}"
+DEFAULT_COPY = "copy-2"
 INSERT_LOOP = Path(__file__).with_name("insert_loop.py")
 
 
@@ -42,37 +35,24 @@ class Contender:
     finds_index: bool = False
 
 
-def streams(bed: Testbed, connection: Connection) -> tuple[Contender, ...]:
-    """Return raw pipes and copies, as many streams of each. ``connection`` is to any server: it quotes the names."""
+def loads(bed: Testbed, connection: Connection, *, with_insert: bool) -> tuple[Contender, ...]:
+    """Return the contenders that bring the rows. ``connection`` is to any server: it quotes the names."""
+    half = sql.SQL("WHERE ctid {} {}::pg_catalog.tid")
+    middle = sql.Literal(f"({bed.pages // 2},0)")
+    halves = tuple(_raw_pipe(bed, connection, half.format(sql.SQL(operator), middle)) for operator in ("<", ">="))
     found = [
-        load(
-            f"raw-{count}",
-            "psql COPY | psql COPY, binary" if count == 1 else f"{count} such pipes, each its share of the pages",
-            (_raw_step(bed, connection, count, bed.ports),),
-        )
-        for count in STREAMS
+        _load("raw-1", "psql COPY | psql COPY, binary", ((_raw_pipe(bed, connection, sql.SQL("")),),)),
+        _load("raw-2", "two such pipes at once, each half the pages", (halves,)),
+        *(
+            _load(f"copy-{workers}", f"pipeline copy --workers {workers}", (_copy_step(workers),))
+            for workers in COPY_WORKERS
+        ),
+        _load("dump", "pg_dump -Fc -Z0 | pg_restore, data only", ((_dump_pipe(bed, connection),),)),
     ]
-    if bed.undelayed:
-        step = _raw_step(bed, connection, DEFAULT_STREAMS, bed.undelayed)
-        found.append(load(f"raw-{DEFAULT_STREAMS}@0ms", f"raw-{DEFAULT_STREAMS} by the proxy, without delay", (step,)))
-    found += [
-        load(f"copy-{count}", f"pipeline copy --workers {count}", (copy_step(count),), against=(f"raw-{count}",))
-        for count in STREAMS
-    ]
-    return tuple(found)
-
-
-def others(bed: Testbed, connection: Connection, *, with_insert: bool) -> tuple[Contender, ...]:
-    """Return the other ways to bring the rows: pg_dump, the tools that are installed, the loop of inserts."""
-    found = [load("dump", "pg_dump -Fc -Z0 | pg_restore, data only", ((_dump_pipe(bed, connection),),))]
-    urls = (_url(bed, bed.legacy), _url(bed, bed.main))
-    if program := shutil.which("pgcopydb"):
-        found.append(load("pgcopydb", "pgcopydb copy table-data, 2 jobs", (_pgcopydb_step(bed, program, urls),)))
-    if program := shutil.which("pgloader"):
-        found.append(load("pgloader", "pgloader, data only", (_pgloader_step(bed, program, urls),)))
     if with_insert:
-        loop = (sys.executable, str(INSERT_LOOP), *(url.replace(":", "+psycopg2:", 1) for url in urls))
-        found.append(load("insert", "SQLAlchemy select and insert, 1,000 rows a batch", (((loop,),),)))
+        urls = (_url(bed.legacy), _url(bed.main))
+        loop = (sys.executable, str(INSERT_LOOP), *urls)
+        found.append(_load("insert", "SQLAlchemy select and insert, 1,000 rows a batch", (((loop,),),)))
     return tuple(found)
 
 
@@ -96,22 +76,21 @@ def index_builds(bed: Testbed, connection: Connection) -> tuple[Contender, ...]:
             sql.Literal(workers if plan.workers is None else plan.workers)
         ),
     )
-    where = _where(bed, bed.main, bed.ports)
-    build = _psql(bed, where, *(one.as_string(connection) for one in settings), bed.index.definition)
+    build = _psql(bed, bed.main, *(one.as_string(connection) for one in settings), bed.index.definition)
     by_hand = "raw-1+index"
     return (
         Contender(
             name=by_hand,
             what="raw-1, then CREATE INDEX by psql",
             kind="index",
-            steps=(_raw_step(bed, connection, 1, bed.ports), ((build,),)),
+            steps=((_raw_pipe(bed, connection, sql.SQL("")),), ((build,),)),
             against=(by_hand,),
         ),
         Contender(
             name=f"{DEFAULT_COPY}+index",
             what="pipeline copy, the index deferred and built",
             kind="index",
-            steps=(copy_step(DEFAULT_STREAMS),),
+            steps=(_copy_step(2),),
             against=(by_hand,),
             finds_index=True,
         ),
@@ -121,41 +100,26 @@ def index_builds(bed: Testbed, connection: Connection) -> tuple[Contender, ...]:
 def checks() -> tuple[Contender, ...]:
     """Return the contenders that prove a load."""
     command = (sys.executable, "-m", "pipeline", "verify")
+    copies = tuple(f"copy-{workers}" for workers in COPY_WORKERS)
     what = "pipeline verify: both sides, every byte, and search"
-    return (Contender(name="verify", what=what, kind="check", steps=(((command,),),), against=COPIES),)
+    return (Contender(name="verify", what=what, kind="check", steps=(((command,),),), against=copies),)
 
 
-def load(name: str, what: str, steps: tuple[Step, ...], against: tuple[str, ...] = RAW) -> Contender:
-    """Return a contender that brings the rows."""
-    return Contender(name=name, what=what, kind="load", steps=steps, against=against)
+def _load(name: str, what: str, steps: tuple[Step, ...]) -> Contender:
+    return Contender(name=name, what=what, kind="load", steps=steps, against=("raw-1", "raw-2"))
 
 
-def copy_step(workers: int, *arguments: str) -> Step:
-    """Return the step of one ``pipeline copy``."""
-    return (((sys.executable, "-m", "pipeline", "copy", "--workers", str(workers), *arguments),),)
+def _copy_step(workers: int) -> Step:
+    return (((sys.executable, "-m", "pipeline", "copy", "--workers", str(workers)),),)
 
 
-def _raw_step(bed: Testbed, connection: Connection, count: int, ports: Mapping[int, int]) -> Step:
-    """Return pipes that run at once, the first and the last open-ended."""
-    edges = [None, *(bed.pages * number // count for number in range(1, count)), None]
-    return tuple(_raw_pipe(bed, connection, edges[place], edges[place + 1], ports) for place in range(count))
-
-
-def _raw_pipe(
-    bed: Testbed, connection: Connection, lower: int | None, upper: int | None, ports: Mapping[int, int]
-) -> Pipe:
-    bounds = [
-        sql.SQL("ctid {} {}::pg_catalog.tid").format(sql.SQL(operator), sql.Literal(f"({page},0)"))
-        for operator, page in ((">=", lower), ("<", upper))
-        if page is not None
-    ]
-    where = sql.SQL("WHERE ") + sql.SQL(" AND ").join(bounds) if bounds else sql.SQL("")
+def _raw_pipe(bed: Testbed, connection: Connection, where: sql.Composable) -> Pipe:
     columns = sql.SQL(", ").join(map(sql.Identifier, bed.mapping.columns))
     out = sql.SQL("COPY (SELECT {} FROM {} {}) TO STDOUT (FORMAT binary)").format(columns, bed.table, where)
     into = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(bed.table, columns)
     return (
-        _psql(bed, _where(bed, bed.legacy, ports), out.as_string(connection)),
-        _psql(bed, _where(bed, bed.main, ports), into.as_string(connection)),
+        _psql(bed, bed.legacy, out.as_string(connection)),
+        _psql(bed, bed.main, into.as_string(connection)),
     )
 
 
@@ -163,40 +127,20 @@ def _dump_pipe(bed: Testbed, connection: Connection) -> Pipe:
     """Return dump and restore by main's programs: a newer pg_dump reads an older server, never the reverse."""
     programs = bed.main.programs
     table = f"--table={bed.table.as_string(connection)}"
-    dump = (str(programs / "pg_dump"), *_where(bed, bed.legacy, bed.ports), "-Fc", "-Z0", "--data-only", table)
-    restore = (str(programs / "pg_restore"), *_where(bed, bed.main, bed.ports), "--data-only", "--exit-on-error")
+    dump = (str(programs / "pg_dump"), *_where(bed.legacy), "-Fc", "-Z0", "--data-only", table)
+    restore = (str(programs / "pg_restore"), *_where(bed.main), "--data-only", "--exit-on-error")
     return (dump, restore)
 
 
-def _pgcopydb_step(bed: Testbed, program: str, urls: tuple[str, str]) -> Step:
-    """Return pgcopydb's load. It looks for psql and pg_dump in PATH, so main's go first."""
-    path = f"PATH={bed.main.programs}:{bed.environment.get('PATH', '')}"
-    ends = ("--source", urls[0], "--target", urls[1], "--dir", str(bed.folder / "pgcopydb"), "--restart")
-    return ((("/usr/bin/env", path, program, "copy", "table-data", *ends, "--table-jobs", str(DEFAULT_STREAMS)),),)
-
-
-def _pgloader_step(bed: Testbed, program: str, urls: tuple[str, str]) -> Step:
-    """Return pgloader's load. It takes its orders from a file alone."""
-    orders = bed.folder / "pgloader.load"
-    orders.write_text(
-        f"load database from {urls[0]} into {urls[1]} with data only, workers = {DEFAULT_STREAMS}, concurrency = 1"
-        f" including only table names matching '{bed.mapping.table}' in schema '{bed.mapping.schema}';\n"
-    )
-    return (((program, "--root-dir", str(bed.folder), str(orders)),),)
-
-
-def _psql(bed: Testbed, where: Command, *statements: str) -> Command:
+def _psql(bed: Testbed, server: Server, *statements: str) -> Command:
     """Return main's psql for either server, so that both ends are the same program."""
     each = [part for statement in statements for part in ("-c", statement)]
-    return (str(bed.main.programs / "psql"), *where, "-X", "-q", "-v", "ON_ERROR_STOP=1", *each)
+    return (str(bed.main.programs / "psql"), *_where(server), "-X", "-q", "-v", "ON_ERROR_STOP=1", *each)
 
 
-def _where(bed: Testbed, server: Server, ports: Mapping[int, int]) -> Command:
-    """Return the arguments that reach a server: directly, or by the proxy that ``ports`` stands for."""
-    port = str(ports.get(server.port, server.port))
-    return ("-w", "-h", server.host, "-p", port, "-U", SUPERUSER, "-d", bed.database_on(server))
+def _where(server: Server) -> Command:
+    return ("-w", "-h", server.host, "-p", str(server.port), "-U", SUPERUSER, "-d", DATABASE)
 
 
-def _url(bed: Testbed, server: Server) -> str:
-    port = bed.ports.get(server.port, server.port)
-    return f"postgresql://{SUPERUSER}@{server.host}:{port}/{bed.database_on(server)}"
+def _url(server: Server) -> str:
+    return f"postgresql+psycopg2://{SUPERUSER}@{server.host}:{server.port}/{DATABASE}"

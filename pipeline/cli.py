@@ -21,7 +21,6 @@ from pipeline.errors import (
     EXIT_ERROR,
     EXIT_INTERRUPTED,
     EXIT_OK,
-    EXIT_REFUSED,
     EXIT_TERMINATED,
     PipelineError,
     SettingsError,
@@ -37,7 +36,6 @@ Command = Callable[..., Any]
 EPILOG = """\b
 A move, from the first command to the last:
   alembic upgrade head                     extension, table, index and ledger on main
-  pipeline preflight                       every reason that the copy could fail
   pipeline copy --from legacy --to main    move the rows; run it again to go on
   pipeline verify                          counts, every byte, and what search finds
   pipeline search "some text"              ask main as the application will
@@ -55,30 +53,25 @@ def cli() -> None:
     """Move embeddings between PostgreSQL hosts, and prove that search answers the same."""
 
 
-_env_file = click.option(
-    "--env-file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Read settings from this file instead of ./.env; the environment goes first.",
-)
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
-_from = click.option("--from", "source", default="legacy", show_default=True, help="The source: legacy, main or a URL.")
-_to = click.option("--to", "target", default="main", show_default=True, help="The target: legacy, main or a URL.")
-_ignored = click.option(
-    "--ignore-column",
-    "ignore_columns",
-    multiple=True,
-    metavar="NAME",
-    help="Leave this column of the source behind, and do not compare it; may be given several times.",
-)
+def _env_file(command: Command) -> Command:
+    return click.option(
+        "--env-file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Read settings from this file instead of ./.env; the environment goes first.",
+    )(command)
+
+
+def _as_json(command: Command) -> Command:
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")(command)
 
 
 def _ends(command: Command) -> Command:
-    return _from(_to(command))
-
-
-def _workers(text: str) -> Callable[[Command], Command]:
-    count = click.IntRange(1, 64)
-    return click.option("--workers", type=count, default=options.DEFAULT_WORKERS, show_default=True, help=text)
+    command = click.option(
+        "--to", "target", default="main", show_default=True, help="The target: legacy, main, or a URL."
+    )(command)
+    return click.option(
+        "--from", "source", default="legacy", show_default=True, help="The source: legacy, main, or a URL."
+    )(command)
 
 
 @cli.command(name="settings")
@@ -105,41 +98,13 @@ def settings_command(env_file: Path | None, as_json: bool) -> None:
 @cli.command()
 @_ends
 @_env_file
-@_workers("Ask for room for a copy with this many workers.")
-@click.option("--no-census", is_flag=True, help="Read no rows but a sample, and judge none.")
-@_ignored
-@_as_json
-def preflight(
-    source: str,
-    target: str,
-    env_file: Path | None,
-    workers: int,
-    no_census: bool,
-    ignore_columns: tuple[str, ...],
-    as_json: bool,
-) -> None:
-    """Find every reason that a copy could fail, before a row moves; read-only on both sides.
-
-    Ends with exit code 4 where a copy would be refused.
-    """
-    from pipeline.check.inspection import Inspected, inspect
-    from pipeline.show.findings import print_inspection
-    from pipeline.show.tables import print_json
-
-    chosen = options.PreflightOptions(workers=workers, census=not no_census)
-    events = _observed(inspect(Settings.load(env_file).route(source, target, ignore_columns), chosen))
-    found = next(event for event in events if isinstance(event, Inspected))
-    if as_json:
-        print_json({"preflight": {"verdict": found.verdict, **asdict(found)}})
-    else:
-        print_inspection(found)
-    sys.exit(EXIT_REFUSED if found.verdict == "refused" else EXIT_OK)
-
-
-@cli.command()
-@_ends
-@_env_file
-@_workers("Slices moved at the same time, each on two connections.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    default=options.DEFAULT_WORKERS,
+    show_default=True,
+    help="Slices moved at the same time, each on two connections.",
+)
 @click.option(
     "--slice-size",
     type=click.IntRange(1, 1024),
@@ -157,33 +122,8 @@ def preflight(
     help="Try again for this long after a lost connection.",
 )
 @click.option(
-    "--stall",
-    type=click.FloatRange(0.5, 86_400),
-    default=options.DEFAULT_STALL_SECONDS,
-    show_default=True,
-    metavar="SECONDS",
-    help="Count a connection as lost when no byte moves through it for this long.",
-)
-@click.option(
     "--restart", is_flag=True, help="Give the unfinished run up and begin a new one; the table must be empty."
 )
-@click.option(
-    "--max-rate", type=click.FloatRange(0.001), metavar="MB/S", help="Move at most this many megabytes a second."
-)
-@click.option(
-    "--index-memory",
-    type=click.IntRange(1, 1024 * 1024),
-    metavar="MIB",
-    help="maintenance_work_mem for building indexes.  [default: what the graph needs, up to 1 GiB]",
-)
-@click.option(
-    "--index-workers",
-    type=click.IntRange(0, 1024),
-    metavar="N",
-    help="Parallel processes for building indexes, beside the first.  [default: the server's own setting]",
-)
-@click.option("--dry-run", is_flag=True, help="Check everything and show the plan; write nothing.")
-@_ignored
 @_as_json
 def copy(
     source: str,
@@ -192,13 +132,7 @@ def copy(
     workers: int,
     slice_size: int,
     deadline: float,
-    stall: float,
     restart: bool,
-    max_rate: float | None,
-    index_memory: int | None,
-    index_workers: int | None,
-    dry_run: bool,
-    ignore_columns: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Move all rows from one server to the other, each exactly once.
@@ -207,29 +141,14 @@ def copy(
     read. Main gets the rows; its secondary indexes are dropped first and built again afterwards.
     """
     from pipeline.move.copy import copy as engine_copy
-    from pipeline.move.plan import preview
     from pipeline.show.tables import print_json, print_text
-    from pipeline.show.words import copy_summary, preview_lines
+    from pipeline.show.words import copy_summary
 
-    route = Settings.load(env_file).route(source, target, ignore_columns)
-    if dry_run:
-        plan = preview(route, slice_size * 2**20, restart)
-        if as_json:
-            print_json({"plan": asdict(plan)})
-        else:
-            print_text(preview_lines(plan, workers))
-        return
+    settings = Settings.load(env_file)
     chosen = options.CopyOptions(
-        workers=workers,
-        slice_bytes=slice_size * 2**20,
-        deadline_seconds=deadline,
-        stall_seconds=stall,
-        restart=restart,
-        max_bytes_per_second=None if max_rate is None else max_rate * MEGABYTE,
-        index_bytes=None if index_memory is None else index_memory * 2**20,
-        index_workers=index_workers,
+        workers=workers, slice_bytes=slice_size * 2**20, deadline_seconds=deadline, restart=restart
     )
-    events = _observed(engine_copy(route, chosen))
+    events = _observed(engine_copy(settings.route(source, target), chosen))
     done = next(event for event in events if isinstance(event, CopyDone))
     if as_json:
         print_json({"copy": asdict(done)})
@@ -250,17 +169,8 @@ def copy(
 @click.option(
     "--k", type=click.IntRange(1, 1_000), default=options.DEFAULT_K, show_default=True, help="Neighbours of each."
 )
-@_ignored
 @_as_json
-def verify(
-    source: str,
-    target: str,
-    env_file: Path | None,
-    queries: int,
-    k: int,
-    ignore_columns: tuple[str, ...],
-    as_json: bool,
-) -> None:
+def verify(source: str, target: str, env_file: Path | None, queries: int, k: int, as_json: bool) -> None:
     """Compare the two sides: counts, every byte of every row, and what search finds.
 
     Reads both sides at once and writes nothing but the verdicts, into the ledger on main. Ends with
@@ -269,8 +179,9 @@ def verify(
     from pipeline.check.verify import verify as engine_verify
     from pipeline.show.tables import print_checks, print_json
 
-    route = Settings.load(env_file).route(source, target, ignore_columns)
-    events = _observed(engine_verify(route, options.VerifyOptions(queries=queries, k=k)))
+    settings = Settings.load(env_file)
+    chosen = options.VerifyOptions(queries=queries, k=k)
+    events = _observed(engine_verify(settings.route(source, target), chosen))
     results = [event for event in events if isinstance(event, CheckDone)]
     passed = all(result.verdict == "pass" for result in results)
     if as_json:
@@ -359,8 +270,6 @@ def _observed(events: Generator[Event, None, None]) -> Generator[Event, None, No
         configure()
         observer = LogObserver()
     with observer, closing(events) as running:
-        if hasattr(signal, "SIGUSR1"):
-            signal.signal(signal.SIGUSR1, lambda *_: sys.stderr.write(observer.state + "\n"))
         for event in running:
             observer.on(event)
             yield event

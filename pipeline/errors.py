@@ -7,7 +7,6 @@ PipelineError (1)
 │   └── DuplicateKeyError  a row's key is on the target already
 ├── RefusedError (4)       a check or a gate said no; nothing was changed
 ├── UnreachableError (5)   a server cannot be reached, or a connection stayed lost; resumable
-│   └── CrowdedError       it answered, and has no connection free
 ├── ConflictError (5)      two transactions stood in each other's way; resumable
 ├── BusyError (6)          another run holds the lease
 └── StoppedError (130)     stopped by a signal; resumable
@@ -32,19 +31,17 @@ EXIT_TERMINATED = 143
 class PipelineError(Exception):
     """Tell what is wrong and where (``fact``) and what to type next (``hint``).
 
-    Neither may hold a secret or the content of a row. ``sqlstate`` is the server's code, where there
-    was one. ``retryable`` says that the same step,
+    Neither may hold a secret or the content of a row. ``retryable`` says that the same step,
     tried again on new connections after reading the ledger, may succeed.
     """
 
     exit_code: ClassVar[int] = EXIT_ERROR
     retryable: ClassVar[bool] = False
 
-    def __init__(self, fact: str, hint: str = "", sqlstate: str = "") -> None:
+    def __init__(self, fact: str, hint: str = "") -> None:
         super().__init__(fact)
         self.fact = fact
         self.hint = hint
-        self.sqlstate = sqlstate
 
 
 class SettingsError(PipelineError):
@@ -76,10 +73,6 @@ class UnreachableError(PipelineError):
 
     exit_code = EXIT_UNREACHABLE
     retryable = True
-
-
-class CrowdedError(UnreachableError):
-    """A server answered, and has no connection free for this role or at all."""
 
 
 class ConflictError(PipelineError):

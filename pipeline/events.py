@@ -12,23 +12,6 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Previewed(Event):
-    """What a copy would do: the slices left, what they weigh, and the indexes that would be set aside."""
-
-    run: int | None
-    finished: bool
-    table: str
-    source: str
-    target: str
-    slices: int
-    slices_left: int
-    bytes_left: int
-    rows_estimate: int
-    columns: tuple[str, ...]
-    indexes: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Planned(Event):
     """A run stands in the ledger, new or resumed; ``rows_estimate`` is the source's own estimate."""
 

@@ -26,14 +26,12 @@ INSUFFICIENT_PRIVILEGE = "42501"
 class Target:
     """What a migration makes, and what the operator allowed by ``-x``.
 
-    ``extension_schema`` is ``-x extension_schema=NAME``; ``adopt`` is ``-x adopt=yes``: the table that is
-    there stays as it is, whatever its shape; ``drop_rows`` is ``-x drop_rows=yes``.
+    ``extension_schema`` is ``-x extension_schema=NAME``; ``drop_rows`` is ``-x drop_rows=yes``.
     """
 
     mapping: TableMapping
     dimensions: int
     extension_schema: str | None = None
-    adopt: bool = False
     drop_rows: bool = False
 
 
@@ -228,7 +226,6 @@ sa.Table(
     _run_id(null=False),
     _column("ordinal", _INTEGER),
     _column("kind", _TEXT),
-    _column("relation", ARRAY(_TEXT), null=True),
     *_columns("lower upper", _TEXT, null=True),
     *_columns("rows bytes", _BIG, null=True),
     _column("attempts", _INTEGER),

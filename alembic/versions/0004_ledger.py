@@ -135,8 +135,6 @@ def _create_slice() -> None:
         _run_id(null=False),
         sa.Column("ordinal", sa.Integer(), nullable=False),
         _text("kind"),
-        # Schema and name of the partition that the pages are of; the table itself where it is NULL.
-        sa.Column("relation", ARRAY(sa.Text())),
         _text("lower", null=True),
         _text("upper", null=True),
         _bigint("rows", null=True),

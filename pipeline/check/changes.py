@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 from psycopg2 import sql
 
-from pipeline.check.digests import BUCKETS, hash_sql
+from pipeline.check.digests import BUCKETS, hash_sql, key_texts_sql
 from pipeline.errors import StatementError
 from pipeline.postgres.database import Session
 from pipeline.postgres.tables import Table
-from pipeline.postgres.values import key_texts_sql
 
 Key = tuple[str, ...]
 # age() is a signed 32-bit distance: beyond this many transactions it would count backwards.
@@ -43,8 +42,8 @@ def changed_keys(session: Session, table: Table, horizon: int) -> Iterator[list[
     the horizon are included; a frozen row of wrapped age only makes the answer larger. Raises
     StatementError where the horizon is too old to be compared with.
     """
-    query = sql.SQL("SELECT {} FROM {} WHERE pg_catalog.age(xmin) <= pg_catalog.age({}::pg_catalog.xid)").format(
-        key_texts_sql(table), table.scanned, sql.Literal(str(horizon % 2**32))
+    query = sql.SQL("SELECT {} FROM ONLY {} WHERE pg_catalog.age(xmin) <= pg_catalog.age({}::pg_catalog.xid)").format(
+        key_texts_sql(table), table.identifier, sql.Literal(str(horizon % 2**32))
     )
     _check_age(session, horizon)
     yield from session.stream(query)
@@ -64,17 +63,15 @@ def _check_age(session: Session, horizon: int) -> None:
 def key_sums(session: Session, table: Table) -> KeySums:
     """Return the key sums of a table by one scan of its heap (or of its key's index)."""
     query = sql.SQL(
-        "SELECT h & {mask}, pg_catalog.count(*), pg_catalog.sum(h) FROM (SELECT {hash} AS h FROM {table}) q GROUP BY 1"
-    ).format(mask=sql.Literal(BUCKETS - 1), hash=hash_sql(table, table.key), table=table.scanned)
+        "SELECT h & {mask}, pg_catalog.count(*), pg_catalog.sum(h) FROM (SELECT {hash} AS h FROM ONLY {table}) q"
+        " GROUP BY 1"
+    ).format(mask=sql.Literal(BUCKETS - 1), hash=hash_sql(table, table.key), table=table.identifier)
     return KeySums(buckets={bucket: (count, int(total)) for bucket, count, total in session.rows(query)})
 
 
 def keys_in_buckets(session: Session, table: Table, buckets: list[int]) -> set[Key]:
     """Return the keys whose hashes fall into the given buckets."""
-    query = sql.SQL("SELECT {} FROM {} WHERE ({} & {}) = ANY ({})").format(
-        key_texts_sql(table),
-        table.scanned,
-        hash_sql(table, table.key),
-        *map(sql.Literal, (BUCKETS - 1, buckets)),
+    query = sql.SQL("SELECT {} FROM ONLY {} WHERE ({} & {}) = ANY (%s)").format(
+        key_texts_sql(table), table.identifier, hash_sql(table, table.key), sql.Literal(BUCKETS - 1)
     )
-    return {tuple(row) for row in session.rows(query)}
+    return {tuple(row) for row in session.rows(query, (buckets,))}

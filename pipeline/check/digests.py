@@ -1,8 +1,8 @@
 """Comparing two tables: bucketed digests on each side at once, and the keys where they differ.
 
-A row's digest is a hash over the binary forms of all its values as they are carried, in a record:
-neither concatenation, nor trailing blanks, nor the sign of zero, nor a NULL can hide a difference.
-Digests are summed, never combined by XOR, which cancels what occurs twice.
+A row's digest is a hash over the binary send forms of all its columns, in a record: neither
+concatenation, nor trailing blanks, nor the sign of zero, nor a NULL can hide a difference. Digests
+are summed, never combined by XOR, which cancels what occurs twice.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,6 @@ from psycopg2 import sql
 from pipeline.errors import RefusedError
 from pipeline.postgres.database import Session
 from pipeline.postgres.tables import Table
-from pipeline.postgres.values import form_sql, key_texts_sql
 
 # 4,096 buckets of a million rows hold 244 rows each: few to open, and a map of some hundred kilobytes.
 BUCKETS = 4096
@@ -50,25 +49,32 @@ class BucketMap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """A key that is missing on the target, extra there, or whose rows differ. ``key`` are its values as texts."""
+    """A key that is missing on the target, extra there, or whose rows differ. ``key`` is its text form."""
 
     kind: DifferenceKind
-    key: tuple[str, ...]
-
-    @property
-    def text(self) -> str:
-        """Return the key as one text, for people."""
-        return ", ".join(self.key)
+    key: str
 
 
 def hash_sql(table: Table, columns: Sequence[str], alias: str | None = None) -> sql.Composable:
-    """Return a 64-bit hash over the binary forms of columns, equal on every server from 14 on.
+    """Return a 64-bit hash over the binary send forms of columns, equal on every server from 14 on.
 
     ``alias`` is what the table is called in the statement, where the bare names would be ambiguous.
     """
     return sql.SQL("pg_catalog.hash_record_extended(ROW({}), 0)").format(
-        sql.SQL(", ").join(form_sql(table, name, alias) for name in columns)
+        sql.SQL(", ").join(_send_sql(table, name, alias) for name in columns)
     )
+
+
+def key_texts_sql(table: Table) -> sql.Composable:
+    """Return the key's columns as texts, in the key's order."""
+    return sql.SQL(", ").join(sql.SQL("{}::pg_catalog.text").format(sql.Identifier(name)) for name in table.key)
+
+
+def _send_sql(table: Table, name: str, alias: str | None = None) -> sql.Composable:
+    column = table.column(name)
+    assert column is not None
+    place = sql.Identifier(name) if alias is None else sql.Identifier(alias, name)
+    return sql.SQL("{}({})").format(sql.Identifier(*column.send), place)
 
 
 def check_versions(sessions: Sequence[Session]) -> None:
@@ -85,13 +91,13 @@ def bucket_map(session: Session, table: Table, columns: Sequence[str], embedding
     """Read a side's bucket map: one sequential pass over all content, in one snapshot."""
     query = sql.SQL(
         "SELECT h & {mask}, pg_catalog.count(*), pg_catalog.count(e), pg_catalog.sum(d) FROM"
-        " (SELECT {key} AS h, {row} AS d, {embedding} AS e FROM {table}) q GROUP BY 1"
+        " (SELECT {key} AS h, {row} AS d, {embedding} AS e FROM ONLY {table}) q GROUP BY 1"
     ).format(
         mask=sql.Literal(BUCKETS - 1),
         key=hash_sql(table, table.key),
         row=hash_sql(table, columns),
         embedding=sql.Identifier(embedding),
-        table=table.scanned,
+        table=table.identifier,
     )
     return BucketMap(
         buckets={bucket: (rows, filled, int(total)) for bucket, rows, filled, total in session.rows(query)}
@@ -124,23 +130,25 @@ def open_buckets(
 
 def _digests(
     session: Session, table: Table, columns: Sequence[str], buckets: Sequence[int]
-) -> Iterator[tuple[bytes, tuple[str, ...], int]]:
-    """Stream (binary key, key as texts, digest) of the rows in some buckets, in the order of the binary key."""
+) -> Iterator[tuple[bytes, str, int]]:
+    """Stream (binary key, key as text, digest) of the rows in some buckets, in the order of the binary key."""
     binary = sql.SQL(" || ").join(
-        sql.SQL("pg_catalog.int4send(pg_catalog.length({send})) || {send}").format(send=form_sql(table, name))
+        sql.SQL("pg_catalog.int4send(pg_catalog.length({send})) || {send}").format(send=_send_sql(table, name))
         for name in table.key
     )
+    text = sql.SQL(" || ', ' || ").join(
+        sql.SQL("{}::pg_catalog.text").format(sql.Identifier(name)) for name in table.key
+    )
     query = sql.SQL(
-        "SELECT {binary}, {row}, {texts} FROM {table} WHERE ({hash} & {mask}) = ANY ({buckets}) ORDER BY 1"
+        "SELECT {binary}, {text}, {row} FROM ONLY {table} WHERE ({hash} & {mask}) = ANY (%s) ORDER BY 1"
     ).format(
         binary=binary,
+        text=text,
         row=hash_sql(table, columns),
-        texts=key_texts_sql(table),
-        table=table.scanned,
+        table=table.identifier,
         hash=hash_sql(table, table.key),
         mask=sql.Literal(BUCKETS - 1),
-        buckets=sql.Literal(list(buckets)),
     )
-    for batch in session.stream(query):
-        for key_bytes, digest, *key in batch:
-            yield bytes(key_bytes), tuple(key), digest
+    for batch in session.stream(query, (list(buckets),)):
+        for key_bytes, key_text, digest in batch:
+            yield bytes(key_bytes), key_text, digest

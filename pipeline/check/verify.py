@@ -57,7 +57,7 @@ def _checks(crew: Crew, route: Route, pair: Pair, options: VerifyOptions) -> Ite
     yield _counts(here, there, clock() - started)
     opened = crew.start(_differences, crew, sides, pair.columns, here.differing(there))
     yield from crew.follow([opened])
-    yield _digests(here, there, opened.result(), pair.ignored, clock() - started)
+    yield _digests(here, there, opened.result(), clock() - started)
     yield CheckStarted(name="parity")
     parity = crew.start(_parity, crew, route, pair, options)
     yield from crew.follow([parity])
@@ -116,17 +116,14 @@ def _differences(
     return _Differences(first=first, counts=counts)
 
 
-def _digests(
-    here: BucketMap, there: BucketMap, found: _Differences, ignored: tuple[str, ...], seconds: float
-) -> CheckDone:
+def _digests(here: BucketMap, there: BucketMap, found: _Differences, seconds: float) -> CheckDone:
     buckets = here.differing(there)
     total = sum(found.counts.values())
     figures: dict[str, object] = {
         "rows": here.rows,
         "differing_rows": total,
         **{f"{kind}_rows": count for kind, count in found.counts.items()},
-        "ignored_columns": list(ignored),
-        "keys": [{"kind": difference.kind, "key": difference.text} for difference in found.first],
+        "keys": [asdict(difference) for difference in found.first],
     }
     # Unequal sums whose rows are equal when they are opened mean that somebody wrote in between.
     verdict: Verdict = "pass" if not buckets else "fail" if total else "partial"
@@ -135,7 +132,7 @@ def _digests(
         "fail": f"{counted(total, 'differing row')}: {found.counts['missing']:,} missing on the target,"
         f" {found.counts['extra']:,} only there, {found.counts['different']:,} with other content",
         "partial": "rows changed while they were compared: run verify again when the writers are quiet",
-    }[verdict] + (f"; not compared: {', '.join(ignored)}" if ignored else "")
+    }[verdict]
     return CheckDone(name="digests", verdict=verdict, summary=summary, figures=figures, seconds=seconds)
 
 

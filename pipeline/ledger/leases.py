@@ -92,14 +92,6 @@ def release_lease(cursor: Cursor, run_id: int, generation: int) -> None:
 
 # Sent with BEGIN of every transaction that writes rows: while it is open, nobody can take the lease over.
 GUARD_SQL = "SELECT id FROM pipeline.run WHERE id = {} AND lease_generation = {} FOR KEY SHARE"
-# The same where no answer can be read, because a COPY follows in the same round trip: it raises instead.
-LEASE_LOST_STATE = "ZL001"
-RAISING_GUARD_SQL = """
-DO $guard$ BEGIN
-    PERFORM id FROM pipeline.run WHERE id = {} AND lease_generation = {} FOR KEY SHARE;
-    IF NOT FOUND THEN RAISE EXCEPTION 'the lease is lost' USING ERRCODE = 'ZL001'; END IF;
-END $guard$;
-"""
 
 
 def check_guard(cursor: Cursor) -> None:

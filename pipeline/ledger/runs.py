@@ -8,10 +8,10 @@ from datetime import datetime
 from typing import Any
 
 from psycopg2 import sql
+from psycopg2.extras import execute_values
 
 from pipeline import __version__
 from pipeline.errors import BusyError, RefusedError
-from pipeline.ledger.marks import insert_slices
 from pipeline.postgres.database import Cursor, Session
 from pipeline.postgres.slices import Slice
 from pipeline.postgres.tables import Table
@@ -69,17 +69,14 @@ def check_revision(session: Session) -> None:
 def fingerprint(source: Table, target: Table, columns: Sequence[str]) -> str:
     """Return a digest of what binds a run to its plan: both tables, and the columns with their types.
 
-    A table's partitions are in it, since slices name them. The boundaries of the slices are not: a run
-    keeps those that it was planned with.
+    The boundaries of the slices are not in it: a run keeps those that it was planned with.
     """
     parts = [
         source.server.system_identifier,
         source.server.database_oid,
         source.oid,
-        [heap.oid for heap in source.heaps],
         target.oid,
-        [[name, *(getattr(table.column(name), "type", None) for table in (source, target))] for name in columns],
-        list(target.key),
+        [[name, getattr(source.column(name), "type", None)] for name in columns],
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
@@ -149,7 +146,11 @@ def create_run(
     if row is None:
         raise BusyError(f"another copy into {target.qualified} began at this moment", "pipeline status shows it")
     run = _run(row)
-    insert_slices(cursor, run.id, slices)
+    execute_values(
+        cursor,
+        "INSERT INTO pipeline.slice (run_id, ordinal, kind, lower, upper) VALUES %s",
+        [(run.id, part.ordinal, "pages", part.lower, part.upper) for part in slices],
+    )
     return run
 
 

@@ -1,26 +1,19 @@
 """Before the first row: the run found, continued or recorded."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from psycopg2 import sql
 
 from pipeline.check.pair import Pair, read_pair
-from pipeline.errors import BusyError, RefusedError
-from pipeline.events import Previewed
-from pipeline.ledger import leases, marks, runs
+from pipeline.errors import RefusedError
+from pipeline.ledger import marks, runs
 from pipeline.move.lease import end_lapsed_generations
 from pipeline.postgres.crew import Crew
 from pipeline.postgres.database import Cursor, Session
-from pipeline.postgres.indexes import secondary_indexes
-from pipeline.postgres.slices import Slice, boundaries_sql, plan_keys, plan_pages
+from pipeline.postgres.slices import Slice, plan
 from pipeline.postgres.tables import Table
-from pipeline.postgres.values import form_sql
 from pipeline.settings import Route
 from pipeline.wording import counted
-
-# So many rows of a view are weighed, to cut it into slices of about the same size.
-SAMPLE_ROWS = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,46 +34,15 @@ def prepare(crew: Crew, route: Route, slice_bytes: int, restart: bool) -> Job:
         end_lapsed_generations(target)
         pair = read_pair(source, target, route, to_write=True)
         with target.transaction() as cursor:
-            if restart:
-                _abandon(cursor, pair.target)
             run = _standing_run(cursor, target, pair, restart)
-        resumed = run is not None
-        if run is None:
-            # Between the two transactions: to cut a view may take long.
-            pair, slices = cut(source, pair, slice_bytes)
-        with target.transaction() as cursor:
+            resumed = run is not None
             if run is None:
+                slices = plan(pair.source.pages, pair.source.bytes, slice_bytes)
                 run = runs.create_run(
                     cursor, pair.source, pair.target, route.labels, pair.columns, slices, slice_bytes, pair.horizons
                 )
             slices = marks.read_slices(cursor, run.id)
     return Job(route=route, pair=pair, run=run, resumed=resumed, slices=slices)
-
-
-def cut(session: Session, pair: Pair, slice_bytes: int) -> tuple[Pair, tuple[Slice, ...]]:
-    """Cut the source into slices: by pages where it has any, else by its key, in the order that it has there.
-
-    Returns the pair with the source's size, which the catalog does not know of a view.
-    """
-    if pair.source.heaps:
-        return pair, plan_pages(pair.source, slice_bytes)
-    ((rows, bytes_per_row),) = session.rows(_weigh_sql(pair.source, pair.columns))
-    weighed = replace(pair, source=replace(pair.source, rows_estimate=rows, bytes=rows * bytes_per_row))
-    rows_per_slice = max(1, slice_bytes // max(1, bytes_per_row))
-    if rows <= rows_per_slice:
-        return weighed, plan_keys(())
-    return weighed, plan_keys([tuple(key) for key in session.rows(boundaries_sql(pair.source, rows_per_slice))])
-
-
-def _weigh_sql(table: Table, columns: Sequence[str]) -> sql.Composable:
-    """Return the query of the number of rows, and of the bytes that one takes on the wire, by a few of them."""
-    sizes = sql.SQL(" + ").join(
-        sql.SQL("coalesce(pg_catalog.octet_length({}), 0)").format(form_sql(table, name)) for name in columns
-    )
-    return sql.SQL(
-        "SELECT (SELECT pg_catalog.count(*) FROM {table}), (SELECT coalesce(pg_catalog.avg(size), 0)::pg_catalog.int8"
-        " FROM (SELECT {sizes} AS size FROM {table} LIMIT {sample}) q)"
-    ).format(table=table.scanned, sizes=sizes, sample=sql.Literal(SAMPLE_ROWS))
 
 
 def _standing_run(cursor: Cursor, session: Session, pair: Pair, restart: bool) -> runs.Run | None:
@@ -90,7 +52,10 @@ def _standing_run(cursor: Cursor, session: Session, pair: Pair, restart: bool) -
     """
     run = runs.latest_run(cursor, pair.target)
     empty = _is_empty(cursor, pair.target)
-    if run is not None and (restart if run.finished is None else empty):
+    if run is not None and run.finished is None and restart:
+        runs.abandon_run(cursor, run)
+        run = None
+    if run is not None and run.finished is not None and empty:
         run = None
     if run is None:
         if not empty:
@@ -99,50 +64,6 @@ def _standing_run(cursor: Cursor, session: Session, pair: Pair, restart: bool) -
     if run.fingerprint != runs.fingerprint(pair.source, pair.target, pair.columns):
         raise _other_plan(run, session, pair.source)
     return run
-
-
-def _abandon(cursor: Cursor, table: Table) -> None:
-    """Give an unfinished run up. Raises BusyError while a copier is at work on it."""
-    run = runs.latest_run(cursor, table)
-    if run is None or run.finished is not None:
-        return
-    if leases.take_lease(cursor, run) is None:
-        raise BusyError("another copy of this table is running", "pipeline status shows it; stop it with Ctrl-C there")
-    runs.abandon_run(cursor, run)
-
-
-def preview(route: Route, slice_bytes: int, restart: bool) -> Previewed:
-    """Check everything that a copy checks, and tell what it would do; both sides are only read."""
-    with Crew() as crew:
-        return crew.call(_preview, crew, route, slice_bytes, restart)
-
-
-def _preview(crew: Crew, route: Route, slice_bytes: int, restart: bool) -> Previewed:
-    with crew.session(route.source, "copy") as source, crew.session(route.target, "copy") as target:
-        runs.check_revision(target)
-        pair = read_pair(source, target, route, to_write=True)
-        with target.transaction(read_only=True) as cursor:
-            run = _standing_run(cursor, target, pair, restart)
-            if run is not None:
-                slices = marks.read_slices(cursor, run.id)
-            else:
-                pair, slices = cut(source, pair, slice_bytes)
-            left = sum(not part.done for part in slices)
-            untouched = left == len(slices) and pair.target.owned
-            indexes = secondary_indexes(cursor, pair.target.oid) if untouched else ()
-    return Previewed(
-        run=None if run is None else run.id,
-        finished=run is not None and run.finished is not None,
-        table=pair.target.qualified,
-        source=route.source.label,
-        target=route.target.label,
-        slices=len(slices),
-        slices_left=left,
-        bytes_left=pair.source.bytes * left // len(slices),
-        rows_estimate=pair.source.rows_estimate,
-        columns=pair.columns,
-        indexes=tuple(index.name for index in indexes),
-    )
 
 
 def check_foreign_rows(session: Session, job: Job) -> None:
@@ -168,14 +89,14 @@ def check_foreign_rows(session: Session, job: Job) -> None:
 
 def count_rows(cursor: Cursor, table: Table) -> int:
     """Return the number of rows that this transaction sees."""
-    cursor.execute(sql.SQL("SELECT pg_catalog.count(*) FROM {}").format(table.scanned))
+    cursor.execute(sql.SQL("SELECT pg_catalog.count(*) FROM ONLY {}").format(table.identifier))
     row = cursor.fetchone()
     assert row is not None
     return int(row[0])
 
 
 def _is_empty(cursor: Cursor, table: Table) -> bool:
-    cursor.execute(sql.SQL("SELECT NOT EXISTS (SELECT 1 FROM {})").format(table.scanned))
+    cursor.execute(sql.SQL("SELECT NOT EXISTS (SELECT 1 FROM ONLY {})").format(table.identifier))
     row = cursor.fetchone()
     return bool(row and row[0])
 

@@ -11,14 +11,11 @@ from psycopg2 import sql
 from pipeline.check.changes import Key
 from pipeline.check.digests import hash_sql
 from pipeline.check.pair import Pair
-from pipeline.failpoints import failpoint
 from pipeline.ledger import leases, runs
 from pipeline.move.lease import Lease
 from pipeline.move.relay import insert_sql, relay
-from pipeline.postgres.columns import Column
 from pipeline.postgres.database import Cursor, Session
 from pipeline.postgres.tables import Table
-from pipeline.postgres.values import value_sql
 
 STAGE = sql.Identifier("pg_temp", "pipeline_stage")
 
@@ -54,7 +51,6 @@ def reconcile(
         cursor.execute(_delete_sql(pair.target, keys))
         deleted = cursor.rowcount
         runs.add_reconciled(cursor, lease.run_id, inserted - deleted)
-        failpoint("in_reconcile")
     return Outcome(inserted=inserted, updated=updated, deleted=deleted)
 
 
@@ -101,33 +97,33 @@ def _names(columns: Sequence[str]) -> sql.Composable:
 
 
 def _keys_sql(table: Table, keys: Sequence[Key]) -> sql.Composable:
-    """Return a row source ``k`` of the keys, typed as they are carried (COPY takes no parameters)."""
+    """Return a row source ``k`` of the keys, typed as the table's columns (COPY takes no parameters)."""
     arrays = [
         sql.SQL("pg_catalog.unnest({}::{}[])").format(
-            sql.Literal([key[place] for key in keys]), _column(table, name).carried_type
+            sql.Literal([key[place] for key in keys]), sql.SQL(_type_of(table, name))
         )
         for place, name in enumerate(table.key)
     ]
     return sql.SQL("ROWS FROM ({}) AS k ({})").format(sql.SQL(", ").join(arrays), _names(table.key))
 
 
-def _column(table: Table, name: str) -> Column:
+def _type_of(table: Table, name: str) -> str:
+    """Return the type as format_type wrote it: quoted and qualified by the server, so it is SQL."""
     column = table.column(name)
     assert column is not None
-    return column
+    return column.type
 
 
 def _same_key_sql(table: Table, left: str, right: str) -> sql.Composable:
-    """Return that the rows of two sources have the same key; ``left`` is the table, or typed like it."""
     return sql.SQL(" AND ").join(
-        sql.SQL("{} = {}").format(value_sql(table, name, left), sql.Identifier(right, name)) for name in table.key
+        sql.SQL("{} = {}").format(sql.Identifier(left, name), sql.Identifier(right, name)) for name in table.key
     )
 
 
 def _select_keys_sql(table: Table, columns: Sequence[str], keys: Sequence[Key]) -> sql.Composable:
-    return sql.SQL("COPY (SELECT {} FROM {} AS t JOIN {} ON {}) TO STDOUT (FORMAT binary)").format(
-        sql.SQL(", ").join(value_sql(table, name, "t") for name in columns),
-        table.scanned,
+    return sql.SQL("COPY (SELECT {} FROM ONLY {} AS t JOIN {} ON {}) TO STDOUT (FORMAT binary)").format(
+        sql.SQL(", ").join(sql.Identifier("t", name) for name in columns),
+        table.identifier,
         _keys_sql(table, keys),
         _same_key_sql(table, "t", "k"),
     )

@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential_jitter
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
 
 from pipeline.errors import PipelineError
 from pipeline.events import Retrying as RetryingEvent
 from pipeline.postgres.crew import Crew
-from pipeline.postgres.database import clock
 
 T = TypeVar("T")
 FIRST_WAIT_SECONDS = 0.2
@@ -18,17 +17,9 @@ LONGEST_WAIT_SECONDS = 5.0
 def with_retries(crew: Crew, what: str, deadline_seconds: float, work: Callable[[int], T]) -> T:
     """Call ``work(attempt)``, attempts counted from 1, until it succeeds or the deadline has passed.
 
-    Only errors that are marked retryable are tried again, with exponential back-off and jitter. The
-    deadline counts from the first failure: what was lost may have worked for hours. Raises the last
-    error, or StoppedError once the crew stops.
+    Only errors that are marked retryable are tried again, with exponential back-off and jitter.
+    Raises the last error, or StoppedError once the crew stops.
     """
-    failing_since: float | None = None
-
-    def expired(_state: RetryCallState) -> bool:
-        nonlocal failing_since
-        if failing_since is None:
-            failing_since = clock()
-        return clock() - failing_since >= deadline_seconds
 
     def announce(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
@@ -46,7 +37,7 @@ def with_retries(crew: Crew, what: str, deadline_seconds: float, work: Callable[
             lambda error: isinstance(error, PipelineError) and error.retryable and not crew.stopping.is_set()
         ),
         wait=wait_exponential_jitter(initial=FIRST_WAIT_SECONDS, max=LONGEST_WAIT_SECONDS, jitter=FIRST_WAIT_SECONDS),
-        stop=expired,
+        stop=stop_after_delay(deadline_seconds),
         sleep=crew.pause,
         before_sleep=announce,
         reraise=True,

@@ -2,15 +2,16 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from psycopg2 import sql
 
 from pipeline.errors import RefusedError
-from pipeline.postgres.columns import Column, read_columns
 from pipeline.postgres.database import Cursor, ServerIdentity, Session, identify
 from pipeline.settings import TableMapping
 
 BLOCK_BYTES = 8192
+VECTOR_TYPES = frozenset({"vector", "halfvec", "sparsevec"})
 KINDS = {
     "r": "a table",
     "p": "a partitioned table",
@@ -34,24 +35,33 @@ class Extension:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Heap:
-    """A relation that rows of a table lie in: the table itself, or a partition. ``bytes`` count TOAST."""
+class Column:
+    """One column. ``type`` is the same text on every server for the same type and modifier.
 
-    oid: int
-    schema: str
+    ``dimensions`` is the modifier of a vector type, None for an untyped one and for other types.
+    ``send`` is the schema and name of the function that gives the type's binary form, ``quoted`` the
+    name as a person types it in SQL.
+    """
+
     name: str
-    pages: int
-    bytes: int
+    type: str
+    base_type: str
+    dimensions: int | None
+    send: tuple[str, str]
+    quoted: str
+    not_null: bool
+    has_default: bool
+    generated: bool
+    may_select: bool
+    may_insert: bool
+    may_update: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
     """A table as the catalog describes it, with the identity of the server that it was read from.
 
-    ``heaps`` are where its rows lie, one for each partition; they are empty for what has no pages and
-    no ``xmin`` of its own (a view, a foreign table, another access method). ``inherited`` says that other
-    tables inherit from it, whose rows would be read with its own. ``encoding`` is the database's. The texts
-    that begin with ``quoted`` are names as a person types them in SQL; ``role`` is who asked.
+    The texts that begin with ``quoted`` are names as a person types them in SQL; ``role`` is who asked.
     """
 
     server: ServerIdentity
@@ -62,9 +72,7 @@ class Table:
     kind: str
     columns: tuple[Column, ...]
     key: tuple[str, ...]
-    heaps: tuple[Heap, ...]
-    inherited: bool
-    encoding: str
+    pages: int
     bytes: int
     rows_estimate: int
     owned: bool
@@ -88,16 +96,6 @@ class Table:
         """Return the quoted, qualified name for SQL."""
         return sql.Identifier(self.schema, self.name)
 
-    @property
-    def scanned(self) -> sql.Composable:
-        """Return what FROM names to read every row: ONLY where a table has rows of its own."""
-        return sql.SQL("ONLY {}").format(self.identifier) if self.kind == "r" else self.identifier
-
-    @property
-    def pages(self) -> int:
-        """Return the number of pages of all heaps, TOAST not among them."""
-        return sum(heap.pages for heap in self.heaps)
-
     def column(self, name: str) -> Column | None:
         """Return the column of that name, if there is one."""
         return next((column for column in self.columns if column.name == name), None)
@@ -118,10 +116,9 @@ def read_table(cursor: Cursor, mapping: TableMapping, session: Session) -> Table
     row = cursor.fetchone()
     if row is None:
         raise _missing(cursor, mapping, session)
-    oid, kind, encoding, owned, secured, may_use_schema, may_delete, may_stage, *names = row
+    oid, kind, total, pages, estimate, owned, secured, may_use_schema, may_delete, may_stage, *names = row
     role, quoted_schema, quoted_name, quoted_database, quoted_role = names
     extension = read_extension(cursor)
-    heaps, inherited, estimate = _read_heaps(cursor, oid, kind)
     return Table(
         server=identify(cursor),
         extension=extension,
@@ -129,13 +126,11 @@ def read_table(cursor: Cursor, mapping: TableMapping, session: Session) -> Table
         schema=mapping.schema,
         name=mapping.table,
         kind=kind,
-        columns=read_columns(cursor, oid),
+        columns=_read_columns(cursor, oid),
         key=_read_key(cursor, oid),
-        heaps=heaps,
-        inherited=inherited,
-        encoding=encoding,
-        bytes=sum(heap.bytes for heap in heaps),
-        rows_estimate=estimate,
+        pages=pages,
+        bytes=total,
+        rows_estimate=max(0, int(estimate)),
         owned=owned,
         row_security=secured,
         may_use_schema=may_use_schema,
@@ -161,9 +156,15 @@ def read_extension(cursor: Cursor) -> Extension | None:
     return Extension(schema=row[0], version=tuple(int(part) for part in re.findall(r"\d+", row[1])))
 
 
-# A role without USAGE on the schema sees the row too.
+# Sizes of the file now, not of the last ANALYZE. A role without USAGE on the schema sees the row too.
 _TABLE_SQL = """
-SELECT c.oid::pg_catalog.int8, c.relkind::pg_catalog.text, pg_catalog.getdatabaseencoding()::pg_catalog.text,
+SELECT c.oid::pg_catalog.int8, c.relkind::pg_catalog.text,
+       CASE WHEN c.relkind IN ('r', 'm') THEN pg_catalog.pg_table_size(c.oid) ELSE 0 END,
+       CASE WHEN c.relkind IN ('r', 'm') THEN pg_catalog.pg_relation_size(c.oid)
+           / pg_catalog.current_setting('block_size')::pg_catalog.int8 ELSE 0 END,
+       CASE WHEN c.relpages > 0 AND c.reltuples > 0 THEN c.reltuples / c.relpages
+           * (pg_catalog.pg_relation_size(c.oid) / pg_catalog.current_setting('block_size')::pg_catalog.int8)
+           ELSE 0 END,
        pg_catalog.pg_has_role(c.relowner, 'USAGE'),
        pg_catalog.row_security_active(c.oid),
        pg_catalog.has_schema_privilege(n.oid, 'USAGE'),
@@ -175,39 +176,48 @@ FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamesp
 WHERE n.nspname = %(schema)s AND c.relname = %(name)s AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
 """
 
-# The table and all below it; what only divides has no rows. Sizes of the files now, not of the last ANALYZE.
-_HEAPS_SQL = """
-WITH RECURSIVE tree AS (
-    SELECT %(oid)s::pg_catalog.oid AS oid
-    UNION ALL SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid)
-SELECT c.oid::pg_catalog.int8, n.nspname, c.relname,
-       c.relkind IN ('r', 'm') AND (c.relam = 0 OR m.amname = 'heap') AND (c.oid = %(oid)s
-           OR pg_catalog.has_table_privilege(c.oid, 'SELECT') AND NOT pg_catalog.row_security_active(c.oid)
-           AND pg_catalog.has_schema_privilege(n.oid, 'USAGE')),
-       CASE WHEN c.relkind IN ('r', 'm') THEN pg_catalog.pg_relation_size(c.oid)
-           / pg_catalog.current_setting('block_size')::pg_catalog.int8 ELSE 0 END,
-       CASE WHEN c.relkind IN ('r', 'm') THEN pg_catalog.pg_table_size(c.oid) ELSE 0 END,
-       CASE WHEN c.relpages > 0 AND c.reltuples > 0 AND c.relkind IN ('r', 'm') THEN c.reltuples / c.relpages
-           * (pg_catalog.pg_relation_size(c.oid) / pg_catalog.current_setting('block_size')::pg_catalog.int8)
-           ELSE 0 END
-FROM tree JOIN pg_catalog.pg_class c ON c.oid = tree.oid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-LEFT JOIN pg_catalog.pg_am m ON m.oid = c.relam
-WHERE c.relkind <> 'p' ORDER BY c.oid
+_COLUMNS_SQL = """
+SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), t.typname,
+       CASE WHEN e.oid IS NOT NULL AND a.atttypmod > 0 THEN a.atttypmod END,
+       e.oid IS NOT NULL, sn.nspname, sp.proname, a.attnotnull, a.atthasdef OR a.attidentity <> '',
+       a.attgenerated <> '', pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'SELECT'),
+       pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'INSERT'),
+       pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'UPDATE'), pg_catalog.quote_ident(a.attname)
+FROM pg_catalog.pg_attribute a
+JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+JOIN pg_catalog.pg_proc sp ON sp.oid = t.typsend
+JOIN pg_catalog.pg_namespace sn ON sn.oid = sp.pronamespace
+LEFT JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_type'::pg_catalog.regclass AND d.objid = t.oid
+     AND d.deptype = 'e' AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass
+LEFT JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid AND e.extname = 'vector'
+WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
 """
 
 
-def _read_heaps(cursor: Cursor, oid: int, kind: str) -> tuple[tuple[Heap, ...], bool, int]:
-    """Return where the rows lie, whether other tables inherit from an ordinary one, and about how many rows."""
-    cursor.execute(_HEAPS_SQL, {"oid": oid})
-    found = cursor.fetchall()
-    # One part that has no pages, or that only its parent may read, is enough: then the whole is read by key.
-    paged = all(row[3] for row in found)
-    heaps = tuple(
-        Heap(oid=part, schema=schema, name=name, pages=pages, bytes=size)
-        for part, schema, name, _, pages, size, _ in found
-        if paged
+def _read_columns(cursor: Cursor, oid: int) -> tuple[Column, ...]:
+    cursor.execute(_COLUMNS_SQL, {"oid": oid})
+    return tuple(_column(row) for row in cursor.fetchall())
+
+
+def _column(row: tuple[Any, ...]) -> Column:
+    name, formatted, base, dimensions, of_vector, send_schema, send_name, *facts = row
+    not_null, has_default, generated, may_select, may_insert, may_update, quoted = facts
+    # The extension lives in another schema on each side; its types are the same all the same.
+    vector_type = f"{base}({dimensions})" if dimensions else base
+    return Column(
+        name=name,
+        type=vector_type if of_vector else formatted,
+        base_type=base,
+        dimensions=dimensions,
+        send=(send_schema, send_name),
+        quoted=quoted,
+        not_null=not_null,
+        has_default=has_default,
+        generated=generated,
+        may_select=may_select,
+        may_insert=may_insert,
+        may_update=may_update,
     )
-    return heaps, kind == "r" and len(found) > 1, int(sum(row[6] for row in found))
 
 
 # The primary key, else a unique index that can stand for one: whole, plain, immediate, never null.

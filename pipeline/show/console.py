@@ -8,7 +8,7 @@ from rich.text import Text
 
 from pipeline import events
 from pipeline.show.figures import duration, rate
-from pipeline.show.words import event_line, state_line
+from pipeline.show.words import event_line
 
 
 class TerminalObserver:
@@ -25,7 +25,6 @@ class TerminalObserver:
             expand=True,
         )
         self._task: TaskID | None = None
-        self._last = events.Event()
         self._estimate = 1
         self._rows_estimate = 0
         self._bytes_before = 0
@@ -39,14 +38,8 @@ class TerminalObserver:
     ) -> None:
         self._bars.stop()
 
-    @property
-    def state(self) -> str:
-        """Return what is under way, in one line."""
-        return state_line(self._last)
-
     def on(self, event: events.Event) -> None:
         """Take one event."""
-        self._last = event
         if (line := event_line(event)) is not None:
             self._console.print(Text(line))
         match event:

@@ -8,7 +8,7 @@ import structlog
 
 from pipeline import events
 from pipeline.show.figures import printable
-from pipeline.show.words import event_line, state_line
+from pipeline.show.words import event_line
 
 # A line at least this often while rows move, so that a log shows a copy that lives.
 HEARTBEAT_SECONDS = 5.0
@@ -36,7 +36,6 @@ class LogObserver:
 
     def __init__(self) -> None:
         self._log = structlog.get_logger()
-        self._last = events.Event()
         self._said = 0.0
         self._said_index = 0.0
 
@@ -48,14 +47,8 @@ class LogObserver:
     ) -> None:
         return None
 
-    @property
-    def state(self) -> str:
-        """Return what is under way, in one line."""
-        return state_line(self._last)
-
     def on(self, event: events.Event) -> None:
         """Take one event."""
-        self._last = event
         match event:
             case events.Progress():
                 if event.seconds - self._said >= HEARTBEAT_SECONDS:

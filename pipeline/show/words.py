@@ -32,24 +32,6 @@ def event_line(event: events.Event) -> str | None:
     return None
 
 
-def state_line(event: events.Event) -> str:
-    """Return what the last event says of where the work is, for somebody who asks in between."""
-    match event:
-        case events.Progress():
-            return (
-                f"copying: {counted(event.rows, 'row')} in {counted(event.slices, 'slice')}, {size(event.bytes)}"
-                f" in {duration(event.seconds)} ({rate(event.bytes, event.seconds)})"
-            )
-        case events.SliceDone():
-            return f"copying: slice {event.ordinal} is done, {counted(event.rows, 'row')}"
-        case events.IndexProgress():
-            done = "" if event.fraction is None else f", {event.fraction:.0%}"
-            return f"building index {event.name}: {event.phase}{done}, {duration(event.seconds)}"
-        case events.CheckStarted():
-            return f"checking {event.name}"
-    return event_line(event) or "at work"
-
-
 def _planned(event: events.Planned) -> str:
     verb = "goes on" if event.resumed else "begins"
     done = f", {event.slices_done} of them done before" if event.resumed else ""
@@ -80,24 +62,6 @@ def copy_summary(done: events.CopyDone) -> str:
         lines.append("the source still changes: the two sides were not equal at the last pass.")
     lines.append("next: pipeline verify")
     return "\n".join(lines)
-
-
-def preview_lines(plan: events.Previewed, workers: int) -> str:
-    """Return what a copy would do, for --dry-run."""
-    if plan.finished:
-        return f"nothing to do: run {plan.run} into {plan.table} is done.\nnext: pipeline verify"
-    begins = "begins a new run" if plan.run is None else f"goes on with run {plan.run}"
-    lines = [
-        f"the copy {begins}; nothing was written yet.",
-        f"  from    {plan.source}, read only",
-        f"  to      {plan.target}, table {plan.table}, columns {', '.join(plan.columns)}",
-        f"  slices  {counted(plan.slices_left, 'slice')} left of {plan.slices:,}, {size(plan.bytes_left)},"
-        f" by {counted(min(workers, max(1, plan.slices_left)), 'worker')}",
-        f"  rows    about {plan.rows_estimate:,} by the source's own statistics",
-        f"  ledger  schema pipeline on the target: a mark for every slice{', and the run' if plan.run is None else ''}",
-    ]
-    lines += [f"  index   {name} is dropped first and built again after the load" for name in plan.indexes]
-    return "\n".join([*lines, "next: pipeline copy, without --dry-run"])
 
 
 def error_lines(error: PipelineError) -> str:

@@ -570,7 +570,7 @@ def test_failure_is_two_lines_and_an_exit_code(empty_main: Database, case: str, 
     assert len(outcome.err.splitlines()) == 2
 
 
-@pytest.mark.parametrize("option", ["drop_row=yes", "drop_rows=no", "drop_rows", "adopt=no"])
+@pytest.mark.parametrize("option", ["drop_row=yes", "drop_rows=no", "drop_rows"])
 def test_unknown_option_is_refused_as_usage(main: Database, option: str) -> None:
     lines = error_lines(alembic(main, "-x", option, "downgrade", "base").expect(EXIT_USAGE))
     assert "drop_rows=yes" in lines

@@ -13,14 +13,13 @@ PIPELINE, ALEMBIC = ROOT / "pipeline", ROOT / "alembic"
 MAX_LINES = 400
 ENGINE = frozenset({"postgres", "ledger", "check", "move", "cutover"})
 # What each part may import of ours, itself aside. A part is a folder, or a module beside the folders.
-BASE = frozenset({"wording", "errors", "events", "options", "failpoints"})
+BASE = frozenset({"wording", "errors", "events", "options"})
 SETTINGS = BASE | {"envfile", "endpoints", "settings"}
 ALLOWED: Mapping[str, frozenset[str]] = {
     "wording": frozenset(),
     "errors": frozenset(),
     "events": frozenset({"errors"}),
     "options": frozenset({"errors"}),
-    "failpoints": frozenset({"errors"}),
     "envfile": BASE,
     "endpoints": BASE | {"envfile"},
     "settings": BASE | {"envfile", "endpoints"},
@@ -32,7 +31,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "status": SETTINGS | {"postgres", "ledger", "check", "move", "cutover"},
     "search": SETTINGS,
     "migration": SETTINGS | {"postgres", "search"},
-    "show": frozenset({"wording", "errors", "events", "settings", "check", "status", "search"}),
+    "show": frozenset({"wording", "errors", "events", "settings", "status", "search"}),
     "demo": SETTINGS,
     "cli": SETTINGS | {"postgres", "ledger", "check", "move", "cutover", "status", "search", "show", "demo"},
     "__main__": frozenset({"cli"}),

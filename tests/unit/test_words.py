@@ -132,8 +132,7 @@ def test_error_lines_carry_no_escape_of_a_server() -> None:
 
 def test_every_event_has_words_or_none() -> None:
     """An event that is forgotten in the match would be silent; these are the silent ones on purpose."""
-    silent = {
-        "Previewed","Event", "Progress", "SliceDone", "IndexProgress", "CopyDone", "CheckStarted", "CheckDone"}
+    silent = {"Event", "Progress", "SliceDone", "IndexProgress", "CopyDone", "CheckStarted", "CheckDone"}
     kinds = {name for name, kind in vars(events).items() if is_dataclass(kind) and kind.__module__ == events.__name__}
     spoken = {
         PLANNED: "run 7 begins: public.embeddings, 96.0 MB in 3 slices, 2 workers\n"
