@@ -5,16 +5,21 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 ROWS ?=
 KEEP ?=
+# Of chaos: how many runs, or for how many seconds; and the first one's seed.
+RUNS ?= 300
+BUDGET ?=
+SEED ?=
 # Each process has servers of its own; with 0 the tests run in one, which is easier to debug.
 PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench format lock clean
+.PHONY: help demo test check chaos bench format lock clean
 
 help:
 	@echo "make demo    the whole move on two embedded PostgreSQL servers (ROWS=100000 for more, KEEP=yes to leave them)"
 	@echo "make test    all tests, on real servers"
 	@echo "make check   ruff and mypy --strict"
+	@echo "make chaos   random faults at random moments (RUNS=300, or BUDGET=seconds; SEED=n plays a run again)"
 	@echo "make bench   speed and memory, beside the raw COPY pipe and pg_dump (ARGS='--quick')"
 	@echo "make clean   remove the virtual environment and caches"
 
@@ -37,6 +42,9 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+chaos: $(READY)
+	CHAOS_RUNS=$(RUNS) CHAOS_BUDGET=$(BUDGET) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -m chaos tests/chaos $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/bench.py $(ARGS)

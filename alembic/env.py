@@ -1,7 +1,8 @@
 """Alembic's environment: main by the project's settings, one transaction and one lock per revision.
 
 Options, each as ``-x NAME=VALUE`` before the command: ``env_file`` (another ``.env``),
-``extension_schema`` (where to install pgvector), ``drop_rows=yes`` (a downgrade may drop rows).
+``extension_schema`` (where to install pgvector), ``adopt=yes`` (the table that another program made
+stays as it is), ``drop_rows=yes`` (a downgrade may drop rows).
 A caller may put an open Connection into ``config.attributes["connection"]`` and Settings into
 ``config.attributes["settings"]``; a PipelineError then reaches the caller instead of ending the process.
 """
@@ -33,7 +34,8 @@ from pipeline.migration import (
     create_schema,
     installed_extension,
 )
-from pipeline.postgres.database import Session, translate
+from pipeline.postgres.database import Session
+from pipeline.postgres.failures import translate
 from pipeline.search.table import Vector, embeddings_table
 from pipeline.settings import Settings
 
@@ -48,7 +50,7 @@ TRANSACTION_SETTINGS = (
 )
 # "pipeline" in ASCII, as a number. It ends with the transaction, so a transaction pooler cannot orphan it.
 LOCK = "SELECT pg_catalog.pg_advisory_xact_lock(8100128985715404389)"
-OPTIONS = ("env_file", "extension_schema", "drop_rows")
+OPTIONS = ("env_file", "extension_schema", "adopt", "drop_rows")
 DIALECT = "postgresql+psycopg2://"
 QUERY_CANCELED = "57014"
 
@@ -145,12 +147,13 @@ def _settings() -> Settings:
 def _options() -> Mapping[str, str]:
     """Return the ``-x`` options. Raises SettingsError for an unknown one: a typo must not be lost."""
     found = context.get_x_argument(as_dictionary=True)
-    hint = "the options are env_file=PATH, extension_schema=NAME and drop_rows=yes"
+    hint = "the options are env_file=PATH, extension_schema=NAME, adopt=yes and drop_rows=yes"
     for name, value in found.items():
         if name not in OPTIONS or not isinstance(value, str) or not value:
             raise SettingsError(f"-x {name} is not an option with a value", hint)
-    if found.get("drop_rows", "yes") != "yes":
-        raise SettingsError("-x drop_rows has a value other than yes", hint)
+    for name in ("adopt", "drop_rows"):
+        if found.get(name, "yes") != "yes":
+            raise SettingsError(f"-x {name} has a value other than yes", hint)
     return {name: str(value) for name, value in found.items()}
 
 
@@ -167,6 +170,7 @@ def _configure(settings: Settings, steps: Steps, **more: Any) -> MigrationContex
             mapping=settings.table,
             dimensions=settings.dimensions,
             extension_schema=options.get("extension_schema"),
+            adopt="adopt" in options,
             drop_rows="drop_rows" in options,
         ),
         **more,

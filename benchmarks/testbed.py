@@ -5,63 +5,51 @@ import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psycopg2
 import psycopg2.extensions
 from psycopg2 import sql
 
+from cold import drop_cached
+from content import Connection, Content, check_equal, read_content, read_stream_bytes
+from link import delayed
 from measure import BenchError, Signals, measure
-from pipeline.demo.fill import fill_legacy
 from pipeline.demo.hashing import DIMENSIONS
-from pipeline.demo.servers import SUPERUSER, Server, create_server, kill_server
+from pipeline.demo.servers import SUPERUSER, Server, kill_server
 from pipeline.postgres.indexes import Index, build_state, drop_sql, secondary_indexes
 from pipeline.postgres.tables import Extension, read_extension
 from pipeline.settings import DEFAULTS, TableMapping
+from servers import DATABASE, RELEASES, connect, create_database, create_servers, fill_rows, passfile
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER_PREFIX = "pipeline-bench-"
-DATABASE = "bench"
-RELEASES = ("16", "18")
-# As a server comes, but for what would fall upon one contender and spare the next: vacuums and
-# checkpoints by the clock, and WAL segments that the first round creates and later ones find.
-SERVER_SETTINGS = {
-    "fsync": "on",
-    "autovacuum": "off",
-    "checkpoint_timeout": "1h",
-    "max_wal_size": "4GB",
-    "min_wal_size": "2GB",
-}
-# Of a binary COPY: header and trailer, and per row the number of fields and four lengths.
-STREAM_FRAME_BYTES, STREAM_ROW_BYTES = 21, 18
-
-Connection = psycopg2.extensions.connection
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Content:
-    """What a table holds: its rows, and the sum of a 64-bit hash over the binary forms of each."""
-
-    rows: int
-    digest: str
+# How long a backend whose client was killed may take to notice.
+LEAVING_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Testbed:
     """Two servers ready for a turn. ``environment`` is that of every contender's processes.
 
-    ``index`` is the HNSW index as ``alembic upgrade head`` made it, ``pages`` the length of the legacy
-    table's heap, ``stream_bytes`` its size as one binary COPY, ``table_bytes`` its size on disk.
+    ``database`` is legacy's; ``content``, ``pages`` (the length of the heap), ``stream_bytes`` (the size
+    as one binary COPY) and ``table_bytes`` (that on disk) are those of its table. ``index`` is the HNSW
+    index as ``alembic upgrade head`` made it. ``ports`` are a proxy's by the servers', empty where
+    contenders reach the servers directly.
     """
 
     folder: Path
     legacy: Server
     main: Server
     mapping: TableMapping
+    signals: Signals
     environment: dict[str, str]
+    ports: Mapping[int, int]
+    database: str
     index: Index
     extension: Extension
     content: Content
@@ -70,15 +58,103 @@ class Testbed:
     table_bytes: int
 
     def connect(self, server: Server) -> Connection:
-        """Connect to the bench's database on one of the servers, in autocommit."""
-        return connect(server, self.folder)
+        """Connect to the bench's database on one of the servers, directly and in autocommit."""
+        return connect(server, self.folder, self.database_on(server))
+
+    def database_on(self, server: Server) -> str:
+        """Return the name of the bench's database on one of the servers."""
+        return self.database if server == self.legacy else DATABASE
+
+    def with_table(self, database: str, fill: Callable[[Connection], None]) -> "Testbed":
+        """Return this testbed, reached directly, with a legacy of its own: a new database, filled by ``fill``."""
+        create_database(self.legacy, self.folder, database)
+        with closing(connect(self.legacy, self.folder, database)) as connection:
+            fill(connection)
+        environment = self.environment | {"PGVECTOR_DB": database}
+        return replace(self, database=database, environment=environment).described()
+
+    @contextmanager
+    def at_distance(self, latency_ms: float) -> Iterator["Testbed"]:
+        """Yield this testbed with a proxy before both servers, so many milliseconds of round trip away."""
+        with delayed(latency_ms, (self.legacy.port, self.main.port)) as ports:
+            far = {
+                f"{prefix}_PORT": str(ports[server.port])
+                for prefix, server in (("PGVECTOR", self.legacy), ("DB", self.main))
+            }
+            yield replace(self, ports=ports, environment=self.environment | far)
+
+    def described(self) -> "Testbed":
+        """Return this testbed with what legacy's table holds now, tidied and on disk."""
+        with closing(self.connect(self.legacy)) as connection, connection.cursor() as cursor:
+            # Else the first reader would write the hint bits for all others.
+            cursor.execute(sql.SQL("VACUUM (ANALYZE) {}").format(self.table))
+            cursor.execute("CHECKPOINT")
+            cursor.execute(
+                "SELECT pg_catalog.pg_relation_size(%(oid)s::pg_catalog.regclass)"
+                " / pg_catalog.current_setting('block_size')::pg_catalog.int4,"
+                " pg_catalog.pg_table_size(%(oid)s::pg_catalog.regclass)",
+                {"oid": _oid(cursor, self.table)},
+            )
+            ((pages, size),) = cursor.fetchall()
+            return replace(
+                self,
+                content=read_content(connection, self.mapping),
+                pages=pages,
+                stream_bytes=read_stream_bytes(connection, self.mapping),
+                table_bytes=size,
+            )
+
+    def cool(self) -> None:
+        """Restart legacy with nothing in memory: neither in its buffers nor in the system's page cache."""
+        with closing(self.connect(self.legacy)) as connection, connection.cursor() as cursor:
+            cursor.execute("CHECKPOINT")
+        with self.signals.held():
+            self.legacy.stop()
+            drop_cached(self.legacy.data)
+            self.legacy.start()
+
+    def slices(self) -> tuple[int, int]:
+        """Return into how many slices the pipeline's run cut the table, and the largest one's rows; 0 without a run."""
+        count, rows = self._one_row("SELECT pg_catalog.count(*), coalesce(pg_catalog.max(rows), 0) FROM pipeline.slice")
+        return count, rows
+
+    def checkpoints(self) -> int:
+        """Return how many checkpoints main began so far."""
+        (count,) = self._one_row("SELECT num_timed + num_requested FROM pg_catalog.pg_stat_checkpointer")
+        return count
+
+    def inserted_rows(self) -> int:
+        """Return how many rows were ever inserted into main's table, those of aborted transactions too.
+
+        A backend tells its numbers when it ends, so the last one is waited for. Raises BenchError.
+        """
+        with closing(self.connect(self.main)) as connection, connection.cursor() as cursor:
+            deadline = time.monotonic() + LEAVING_SECONDS
+            while True:
+                cursor.execute(
+                    "SELECT (SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_activity WHERE datname ="
+                    " pg_catalog.current_database() AND pid <> pg_catalog.pg_backend_pid()"
+                    " AND backend_type = 'client backend'), pg_catalog.pg_stat_get_tuples_inserted(%s)",
+                    (_oid(cursor, self.table),),
+                )
+                ((others, rows),) = cursor.fetchall()
+                if not others:
+                    return int(rows)
+                if time.monotonic() > deadline:
+                    raise BenchError(f"{others} backends of a contender are still there")
+                time.sleep(0.05)
+
+    def _one_row(self, query: str) -> tuple[int, ...]:
+        with closing(self.connect(self.main)) as connection, connection.cursor() as cursor:
+            cursor.execute(query)
+            (row,) = cursor.fetchall()
+            return tuple(row)
 
     def reset(self, *, with_index: bool) -> None:
         """Make main as before the first copy: no row, an empty ledger, everything on disk, index or not."""
         with closing(self.connect(self.main)) as connection, connection.cursor() as cursor:
-            cursor.execute(sql.SQL("TRUNCATE {}").format(self.table))
-            cursor.execute("DELETE FROM pipeline.verdict")
-            cursor.execute("DELETE FROM pipeline.run")
+            # Not by DELETE: the dead rows of earlier turns would lie in the way of later ones.
+            cursor.execute(sql.SQL("TRUNCATE {}, pipeline.run CASCADE").format(self.table))
             if found := secondary_indexes(cursor, _oid(cursor, self.table)):
                 cursor.execute(drop_sql(found[0].schema, found[0].name))
             if with_index:
@@ -114,8 +190,12 @@ def testbed(rows: int, signals: Signals, tell: Callable[[str], None]) -> Iterato
             # Root's servers run as another user, who has to pass through.
             folder.chmod(0o711 if os.geteuid() == 0 else 0o700)
             tell("starting two servers")
-            legacy, main = _create_servers(folder)
-        yield _fill(folder, legacy, main, rows, tell)
+            legacy, main = create_servers(folder)
+        bed = _migrated(folder, (legacy, main), signals, tell)
+        tell(f"filling legacy with {rows:,} rows")
+        with closing(bed.connect(legacy)) as connection:
+            fill_rows(connection, bed.mapping, rows)
+        yield bed.described()
     finally:
         with signals.held():
             for release in RELEASES:
@@ -124,79 +204,42 @@ def testbed(rows: int, signals: Signals, tell: Callable[[str], None]) -> Iterato
                 shutil.rmtree(folder)
 
 
-def _create_servers(folder: Path) -> tuple[Server, Server]:
-    # The alphabet holds neither the colon nor the backslash that a password file would want escaped.
-    password = secrets.token_urlsafe(24)
-    legacy, main = (create_server(folder / release, release, password, SERVER_SETTINGS) for release in RELEASES)
-    lines = [f"{server.host}:{server.port}:*:{SUPERUSER}:{password}\n" for server in (legacy, main)]
-    descriptor = os.open(_passfile(folder), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.writelines(lines)
-    return legacy, main
-
-
-def _fill(folder: Path, legacy: Server, main: Server, rows: int, tell: Callable[[str], None]) -> Testbed:
+def _migrated(folder: Path, servers: tuple[Server, Server], signals: Signals, tell: Callable[[str], None]) -> Testbed:
+    """Return a testbed whose main stands at ``alembic upgrade head``, and whose legacy is empty."""
+    legacy, main = servers
     mapping = TableMapping()
-    for server in (legacy, main):
-        with closing(connect(server, folder, "postgres")) as connection, connection.cursor() as cursor:
-            cursor.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
+    for server in servers:
+        create_database(server, folder, DATABASE)
     environment = _environment(folder, legacy, main)
     tell("migrating main")
     alembic = (sys.executable, "-m", "alembic", "-c", str(ROOT / "alembic.ini"), "upgrade", "head")
     measure((((alembic,),),), environment, folder)
-    tell(f"filling legacy with {rows:,} rows")
-    with closing(connect(legacy, folder)) as connection:
-        connection.autocommit = False
-        for _ in fill_legacy(connection, mapping, rows=rows):
-            pass
-    table = sql.Identifier(mapping.schema, mapping.table)
     with closing(connect(main, folder)) as connection, connection.cursor() as cursor:
-        (index,) = secondary_indexes(cursor, _oid(cursor, table))
-    with closing(connect(legacy, folder)) as connection, connection.cursor() as cursor:
-        # Else the first reader would write the hint bits for all others.
-        cursor.execute(sql.SQL("VACUUM (ANALYZE) {}").format(table))
-        cursor.execute("CHECKPOINT")
+        (index,) = secondary_indexes(cursor, _oid(cursor, sql.Identifier(mapping.schema, mapping.table)))
         extension = read_extension(cursor)
         assert extension is not None
-        cursor.execute(
-            "SELECT pg_catalog.pg_relation_size(%(oid)s::pg_catalog.regclass)"
-            " / pg_catalog.current_setting('block_size')::pg_catalog.int4,"
-            " pg_catalog.pg_table_size(%(oid)s::pg_catalog.regclass)",
-            {"oid": _oid(cursor, table)},
-        )
-        ((pages, size),) = cursor.fetchall()
-        return Testbed(
-            folder=folder,
-            legacy=legacy,
-            main=main,
-            mapping=mapping,
-            environment=environment,
-            index=index,
-            extension=extension,
-            content=read_content(connection, mapping),
-            pages=pages,
-            stream_bytes=read_stream_bytes(connection, mapping),
-            table_bytes=size,
-        )
-
-
-def connect(server: Server, folder: Path, database: str = DATABASE) -> Connection:
-    """Connect in autocommit, with the password file in ``folder``."""
-    connection: Connection = psycopg2.connect(
-        host=server.host, port=server.port, user=SUPERUSER, dbname=database, passfile=str(_passfile(folder))
+    return Testbed(
+        folder=folder,
+        legacy=legacy,
+        main=main,
+        mapping=mapping,
+        signals=signals,
+        environment=environment,
+        ports={},
+        database=DATABASE,
+        index=index,
+        extension=extension,
+        content=Content(rows=0, digest="0"),
+        pages=0,
+        stream_bytes=0,
+        table_bytes=0,
     )
-    connection.autocommit = True
-    return connection
-
-
-def _passfile(folder: Path) -> Path:
-    return folder / "passwords"
 
 
 def _environment(folder: Path, legacy: Server, main: Server) -> dict[str, str]:
     """Return this process's environment, without any other server that it may name, with these two."""
     kept = {k: v for k, v in os.environ.items() if k not in DEFAULTS and not k.startswith("PG")}
-    variables = {"PGPASSFILE": str(_passfile(folder)), "EMBEDDING_DIMENSIONS": str(DIMENSIONS)}
+    variables = {"PGPASSFILE": str(passfile(folder)), "EMBEDDING_DIMENSIONS": str(DIMENSIONS)}
     for prefix, database, server in (("DB", "DB_NAME", main), ("PGVECTOR", "PGVECTOR_DB", legacy)):
         variables |= {
             f"{prefix}_HOST": server.host,
@@ -211,55 +254,3 @@ def _oid(cursor: psycopg2.extensions.cursor, table: sql.Identifier) -> int:
     cursor.execute("SELECT pg_catalog.to_regclass(%s)::pg_catalog.oid", (table.as_string(cursor),))
     ((oid,),) = cursor.fetchall()
     return int(oid)
-
-
-def _sends(cursor: psycopg2.extensions.cursor, mapping: TableMapping) -> list[sql.Composed]:
-    """Return the binary forms of the four columns, as COPY sends them."""
-    extension = read_extension(cursor)
-    assert extension is not None
-    functions = (
-        ("pg_catalog", "uuid_send"),
-        ("pg_catalog", "textsend"),
-        ("pg_catalog", "jsonb_send"),
-        (extension.schema, "vector_send"),
-    )
-    return [
-        sql.SQL("{}({})").format(sql.Identifier(*function), sql.Identifier(column))
-        for function, column in zip(functions, mapping.columns, strict=True)
-    ]
-
-
-def read_content(connection: Connection, mapping: TableMapping) -> Content:
-    """Read all rows of the table and digest them, by a query that the engine under test has no part in."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            sql.SQL(
-                "SELECT pg_catalog.count(*), coalesce(pg_catalog.sum("
-                "pg_catalog.hash_record_extended(ROW({}), 0)), 0)::pg_catalog.text FROM {}"
-            ).format(sql.SQL(", ").join(_sends(cursor, mapping)), sql.Identifier(mapping.schema, mapping.table))
-        )
-        ((rows, digest),) = cursor.fetchall()
-    return Content(rows=rows, digest=digest)
-
-
-def read_stream_bytes(connection: Connection, mapping: TableMapping) -> int:
-    """Return how many bytes one binary COPY of all rows would send."""
-    with connection.cursor() as cursor:
-        lengths = [sql.SQL("coalesce(pg_catalog.length({}), 0)").format(send) for send in _sends(cursor, mapping)]
-        cursor.execute(
-            sql.SQL("SELECT coalesce(pg_catalog.sum({} + {}), 0)::pg_catalog.int8 FROM {}").format(
-                sql.Literal(STREAM_ROW_BYTES),
-                sql.SQL(" + ").join(lengths),
-                sql.Identifier(mapping.schema, mapping.table),
-            )
-        )
-        ((total,),) = cursor.fetchall()
-    return int(total) + STREAM_FRAME_BYTES
-
-
-def check_equal(name: str, expected: Content, found: Content) -> None:
-    """Raise BenchError where contender ``name`` left other rows than legacy has."""
-    if found.rows != expected.rows:
-        raise BenchError(f"{name} brought {found.rows:,} of {expected.rows:,} rows: its time counts for nothing")
-    if found != expected:
-        raise BenchError(f"{name} brought {found.rows:,} rows, but not legacy's: their digests differ")

@@ -7,6 +7,7 @@ PipelineError (1)
 │   └── DuplicateKeyError  a row's key is on the target already
 ├── RefusedError (4)       a check or a gate said no; nothing was changed
 ├── UnreachableError (5)   a server cannot be reached, or a connection stayed lost; resumable
+│   └── CrowdedError       it answered, and has no connection free
 ├── ConflictError (5)      two transactions stood in each other's way; resumable
 ├── BusyError (6)          another run holds the lease
 └── StoppedError (130)     stopped by a signal; resumable
@@ -31,17 +32,19 @@ EXIT_TERMINATED = 143
 class PipelineError(Exception):
     """Tell what is wrong and where (``fact``) and what to type next (``hint``).
 
-    Neither may hold a secret or the content of a row. ``retryable`` says that the same step,
+    Neither may hold a secret or the content of a row. ``sqlstate`` is the server's code, where there
+    was one. ``retryable`` says that the same step,
     tried again on new connections after reading the ledger, may succeed.
     """
 
     exit_code: ClassVar[int] = EXIT_ERROR
     retryable: ClassVar[bool] = False
 
-    def __init__(self, fact: str, hint: str = "") -> None:
+    def __init__(self, fact: str, hint: str = "", sqlstate: str = "") -> None:
         super().__init__(fact)
         self.fact = fact
         self.hint = hint
+        self.sqlstate = sqlstate
 
 
 class SettingsError(PipelineError):
@@ -75,6 +78,10 @@ class UnreachableError(PipelineError):
     retryable = True
 
 
+class CrowdedError(UnreachableError):
+    """A server answered, and has no connection free for this role or at all."""
+
+
 class ConflictError(PipelineError):
     """Two transactions stood in each other's way (deadlock, serialization, lock timeout)."""
 
@@ -89,7 +96,7 @@ class BusyError(PipelineError):
 
 
 class StoppedError(PipelineError):
-    """A signal, or an administrator's cancel, ended the work. It can be resumed."""
+    """A signal ended the work. It can be resumed."""
 
     exit_code = EXIT_INTERRUPTED
 

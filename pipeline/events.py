@@ -12,8 +12,35 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Previewed(Event):
+    """What a copy would do: the slices left, what they weigh, and the indexes that would be set aside.
+
+    ``rows_before`` were in the target's table before the run.
+    ``read_seconds`` is one stream's time to read what is left, by a timed sample; None where nothing was timed.
+    """
+
+    run: int | None
+    finished: bool
+    table: str
+    source: str
+    target: str
+    slices: int
+    slices_left: int
+    bytes_left: int
+    rows_estimate: int
+    columns: tuple[str, ...]
+    indexes: tuple[str, ...]
+    rows_before: int
+    read_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Planned(Event):
-    """A run stands in the ledger, new or resumed; ``rows_estimate`` is the source's own estimate."""
+    """A run stands in the ledger, new or resumed; ``rows_estimate`` is the source's own estimate.
+
+    ``bytes_estimate`` is the source's table with its TOAST, dead rows too; ``bytes_done`` is what the
+    slices that were done before had on the wire (0: not known).
+    """
 
     run: int
     table: str
@@ -26,6 +53,35 @@ class Planned(Event):
     bytes_estimate: int
     rows_estimate: int
     workers: int
+    bytes_done: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundRows(Event):
+    """The target's table had rows: equal to the source's, different from those, and of keys that it has not."""
+
+    table: str
+    equal: int
+    different: int
+    only_there: int
+    on_conflict: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quarantined(Event):
+    """So many rows of the source cannot be carried, and lie in quarantine."""
+
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retried(Event):
+    """The end of a retry: rows brought now, rows that the source has no more, and those that stay in quarantine."""
+
+    run: int
+    brought: int
+    gone: int
+    left: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,13 +93,28 @@ class IndexDeferred(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerProgress:
+    """What one worker has of its slice: rows read from the source, bytes handed to the target.
+
+    ``bytes_moved`` goes on from slice to slice. A ``rows`` of None: not known, on a second try.
+    """
+
+    worker: int
+    ordinal: int
+    rows: int | None
+    bytes: int
+    bytes_moved: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Progress(Event):
-    """Totals of this process so far: rows and bytes read from the source, slices finished."""
+    """Totals of this process so far, with those of the slices under way; ``slices`` are the finished ones."""
 
     rows: int
     bytes: int
     slices: int
     seconds: float
+    workers: tuple[WorkerProgress, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,12 +157,16 @@ class Loaded(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reconciled(Event):
-    """A pass over what changed on the source since the run began, and what it brought over."""
+    """A pass over what changed on the source since the run began, and what it brought over.
+
+    ``foreign`` are rows that only the target has and that the run did not bring: they stay.
+    """
 
     number: int
     changed: int
     upserted: int
     deleted: int
+    foreign: int
     seconds: float
 
 
@@ -115,7 +190,11 @@ class IndexBuilt(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyDone(Event):
-    """The end of a copy. ``moved_rows`` counts this process, ``rows`` the run; seconds are this process'."""
+    """The end of a copy. ``moved_rows`` counts this process, ``rows`` the run; seconds are this process'.
+
+    ``settled`` says that the last pass found nothing left to bring; ``rows_before`` were in the target's table
+    before the run; ``foreign_rows`` are those that only the target has, at the last pass.
+    """
 
     run: int
     already_done: bool
@@ -126,6 +205,9 @@ class CopyDone(Event):
     moved_slices: int
     retries: int
     changed_rows: int
+    quarantined_rows: int
+    rows_before: int
+    foreign_rows: int
     settled: bool
     indexes: tuple[str, ...]
     load_seconds: float

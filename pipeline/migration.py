@@ -26,12 +26,14 @@ INSUFFICIENT_PRIVILEGE = "42501"
 class Target:
     """What a migration makes, and what the operator allowed by ``-x``.
 
-    ``extension_schema`` is ``-x extension_schema=NAME``; ``drop_rows`` is ``-x drop_rows=yes``.
+    ``extension_schema`` is ``-x extension_schema=NAME``; ``adopt`` is ``-x adopt=yes``: the table that is
+    there stays as it is, whatever its shape; ``drop_rows`` is ``-x drop_rows=yes``.
     """
 
     mapping: TableMapping
     dimensions: int
     extension_schema: str | None = None
+    adopt: bool = False
     drop_rows: bool = False
 
 
@@ -166,6 +168,36 @@ def extension_schema() -> str:
     return target().extension_schema or "public"
 
 
+UNFINISHED = "finished_at IS NULL AND abandoned_at IS NULL"
+_REFUSE_UNFINISHED = """BEGIN
+    IF EXISTS (SELECT FROM pipeline.run WHERE finished_at IS NULL AND abandoned_at IS NULL) THEN
+        RAISE EXCEPTION USING
+            MESSAGE = 'a run is unfinished; its marks and definitions of indexes would be lost',
+            HINT = 'finish or abandon it, or: alembic -x drop_rows=yes downgrade ...';
+    END IF;
+END"""
+
+
+def refuse_unfinished_runs() -> None:
+    """Raise RefusedError while a run is unfinished, unless rows may be dropped; offline, write the statement for it."""
+    if target().drop_rows:
+        return
+    if is_offline():
+        op.execute(Block(_REFUSE_UNFINISHED))
+        return
+    connection = op.get_bind()
+    if not connection.execute(sa.text("SELECT pg_catalog.to_regclass('pipeline.run') IS NOT NULL")).scalar_one():
+        return
+    run = sa.table("run", schema=LEDGER_SCHEMA)
+    query = sa.select(sa.func.count()).select_from(run).where(sa.text(UNFINISHED))
+    if unfinished := connection.execute(query).scalar_one():
+        raise RefusedError(
+            f"{unfinished} unfinished run{'' if unfinished == 1 else 's'} in {LEDGER_SCHEMA}.run: the marks and"
+            " the definitions of deferred indexes would be lost",
+            "finish or abandon it (pipeline status shows it), or: alembic -x drop_rows=yes downgrade ...",
+        )
+
+
 # The ledger as autogenerate compares it: no CHECK, no comment, no default. The revisions alone create it;
 # a change of a table is a new revision and a change here.
 LEDGER = sa.MetaData(schema=LEDGER_SCHEMA)
@@ -213,12 +245,14 @@ _RUN = sa.Table(
     *_moments("loaded_at finished_at abandoned_at"),
     *_columns("source_horizon target_horizon reconciled_rows", _BIG),
     _column("tool_version", _TEXT),
+    _column("rows_before", _BIG),
+    _column("reconciled_xids", ARRAY(_BIG)),
 )
 sa.Index(
     "run_one_unfinished",
     *(_RUN.c.target_schema, _RUN.c.target_table),
     unique=True,
-    postgresql_where=sa.text("finished_at IS NULL AND abandoned_at IS NULL"),
+    postgresql_where=sa.text(UNFINISHED),
 )
 sa.Table(
     "slice",
@@ -230,6 +264,8 @@ sa.Table(
     *_columns("rows bytes", _BIG, null=True),
     _column("attempts", _INTEGER),
     *_moments("finished_at"),
+    _column("relation", ARRAY(_TEXT), null=True),
+    _column("xid", _BIG, null=True),
     sa.PrimaryKeyConstraint("run_id", "ordinal"),
 )
 sa.Table(
@@ -250,6 +286,7 @@ sa.Table(
     *_columns("key reason", _TEXT),
     _column("row", JSONB()),
     *_moments("at", null=False),
+    _column("key_values", ARRAY(_TEXT)),
 )
 _VERDICT = sa.Table(
     "verdict",

@@ -94,12 +94,18 @@ class TableMapping:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """From where to where, which table, and the dimension of its vectors on the target."""
+    """From where to where, which table, and the dimension of its vectors on the target.
+
+    ``ignore_columns`` of the source are left behind, and not compared. With ``rounding`` a vector may
+    become a halfvec.
+    """
 
     source: Endpoint
     target: Endpoint
     table: TableMapping
     dimensions: int
+    ignore_columns: tuple[str, ...] = ()
+    rounding: bool = False
 
     @property
     def labels(self) -> tuple[str, str]:
@@ -167,13 +173,15 @@ class Settings:
             "say legacy, main, or postgresql://user@host:port/database",
         )
 
-    def route(self, source: str, target: str) -> Route:
+    def route(self, source: str, target: str, ignore_columns: tuple[str, ...] = (), *, rounding: bool = False) -> Route:
         """Resolve both ends of a move. Raises SettingsError."""
         return Route(
             source=self.endpoint(source),
             target=self.endpoint(target),
             table=self.table,
             dimensions=self.dimensions,
+            ignore_columns=ignore_columns,
+            rounding=rounding,
         )
 
     @property

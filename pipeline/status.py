@@ -5,8 +5,11 @@ from datetime import datetime
 
 from pipeline.endpoints import Endpoint
 from pipeline.ledger import runs
+from pipeline.ledger.quarantine import SetAside, read_quarantine
 from pipeline.postgres.crew import Crew
 from pipeline.postgres.database import Cursor
+from pipeline.postgres.tables import describe
+from pipeline.settings import Route
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +28,7 @@ class RunState:
     bytes: int
     indexes_deferred: int
     indexes_missing: int
+    quarantined: int
     started: datetime
     finished: datetime | None
 
@@ -48,6 +52,31 @@ class State:
     verdicts: tuple[VerdictState, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuarantineState:
+    """What the latest run into a table (None: there is none) has set aside."""
+
+    run: int | None
+    table: str
+    rows: tuple[SetAside, ...]
+
+
+def read_quarantine_state(route: Route) -> QuarantineState:
+    """Return what lies in quarantine for the target's table. Raises PipelineError."""
+    with Crew() as crew:
+        return crew.call(_read_quarantine, crew, route)
+
+
+def _read_quarantine(crew: Crew, route: Route) -> QuarantineState:
+    with crew.session(route.target, "quarantine") as session:
+        runs.check_revision(session)
+        table = describe(session, route.table)
+        with session.transaction(read_only=True) as cursor:
+            run = runs.latest_run(cursor, table)
+            rows = () if run is None else read_quarantine(cursor, run.id)
+    return QuarantineState(run=None if run is None else run.id, table=table.qualified, rows=rows)
+
+
 def read_state(target: Endpoint, limit: int = 5) -> State:
     """Read the newest runs and the last verdicts from the target's ledger, in one snapshot."""
     with Crew() as crew:
@@ -68,10 +97,11 @@ SELECT r.id, r.target_schema || '.' || r.target_table, r.source_label, r.target_
             WHEN l.held IS NOT TRUE THEN 'interrupted' WHEN r.loaded_at IS NOT NULL THEN 'finishing'
             ELSE 'copying' END,
        CASE WHEN l.held THEN r.lease_owner END,
-       s.slices, s.done, s.rows + r.reconciled_rows, s.bytes, d.deferred, d.missing, r.started_at, r.finished_at
+       s.slices, s.done, s.rows + r.reconciled_rows, s.bytes, d.deferred, d.missing,
+       (SELECT pg_catalog.count(*) FROM pipeline.quarantine q WHERE q.run_id = r.id), r.started_at, r.finished_at
 FROM pipeline.run r
-CROSS JOIN LATERAL (SELECT r.lease_until > pg_catalog.clock_timestamp() AND EXISTS (
-    SELECT 1 FROM pg_catalog.pg_stat_activity a WHERE a.pid = r.lease_backend) AS held) l
+CROSS JOIN LATERAL (SELECT r.lease_until > pg_catalog.clock_timestamp() AND (r.lease_backend IS NULL OR EXISTS (
+    SELECT 1 FROM pg_catalog.pg_stat_activity a WHERE a.pid = r.lease_backend)) AS held) l
 CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS slices, pg_catalog.count(finished_at) AS done,
     coalesce(pg_catalog.sum(rows), 0)::pg_catalog.int8 AS rows,
     coalesce(pg_catalog.sum(bytes), 0)::pg_catalog.int8 AS bytes

@@ -15,6 +15,8 @@ import pytest
 from psycopg2 import sql
 
 from pipeline.demo.servers import Server, create_server, kill_server
+from tests import moves
+from tests.moves import Move
 from tests.support import CANARY, Database, clean_environment, environment, run
 
 FOLDER_PREFIX = "pipeline-tests-"
@@ -144,6 +146,27 @@ def empty_main(new_database: Callable[..., Database]) -> Database:
 def main(new_database: Callable[..., Database], main_template: Callable[[int], str]) -> Database:
     """Return a database on the main server at ``alembic upgrade head``, 768 dimensions."""
     return new_database("18", main_template(768))
+
+
+@pytest.fixture
+def new_move(new_database: Callable[..., Database]) -> Callable[..., Move]:
+    """Return a function from the SQL of both tables to a move between two new databases, 16 and 18."""
+
+    def make(legacy_sql: str, main_sql: str, *more: str, **env: str) -> Move:
+        return moves.new_move(new_database("16"), new_database("18"), legacy_sql, main_sql, *more, **env)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def ledger_template(servers: Callable[[str], Server]) -> str:
+    """Return a template database on 18 that has the ledger and no table."""
+    server, name = servers("18"), "template_ledger"
+    _administrate(server, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    template = Database(server=server, name=name)
+    run("alembic", "upgrade", "head", env=environment(main=template)).expect(0)
+    template.execute("DROP TABLE public.embeddings")
+    return name
 
 
 @pytest.fixture

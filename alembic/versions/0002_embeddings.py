@@ -1,5 +1,6 @@
 """The embeddings table: created, or adopted where one of the same shape is there.
 
+One of another shape, which another program made and reads, is left as it is by ``-x adopt=yes``.
 A downgrade drops it only where this revision created it (its comment says so), and with rows in it
 only by ``-x drop_rows=yes``. An adopted table is left as it is, empty or not.
 """
@@ -80,9 +81,14 @@ def _relation() -> Relation | None:
 def refuse_upgrade() -> None:
     """Raise RefusedError with every deviation where something of another shape bears the table's name."""
     relation = _relation()
-    if relation is None:
-        return
     mapping = migration.target().mapping
+    if relation is None:
+        if migration.target().adopt:
+            raise RefusedError(
+                f"-x adopt=yes: there is no table {mapping.qualified}",
+                "let the program that reads it make it, or correct PGVECTOR_TABLE",
+            )
+        return
     if relation.kind != "r":
         raise RefusedError(
             f"{mapping.qualified} is {KINDS.get(relation.kind, 'not a table')}, expected a table",
@@ -91,17 +97,20 @@ def refuse_upgrade() -> None:
     if deviations := list(_deviations(relation)):
         raise RefusedError(
             f"{mapping.qualified} exists and has another shape: {'; '.join(deviations)}",
-            "alter or rename that table, or correct PGVECTOR_TABLE, PGVECTOR_COL_* or EMBEDDING_DIMENSIONS",
+            "alter or rename that table, or correct PGVECTOR_TABLE, PGVECTOR_COL_* or EMBEDDING_DIMENSIONS;"
+            " if another program made it for itself: alembic -x adopt=yes upgrade head",
         )
 
 
 def _deviations(relation: Relation) -> Iterator[str]:
     target = migration.target()
     mapping = target.mapping
-    found = {row.name: row for row in op.get_bind().execute(COLUMNS, {"oid": relation.oid})}
-    expected = dict(zip(mapping.columns, ("uuid", "text", "jsonb", f"vector({target.dimensions})"), strict=True))
     if relation.unlogged:
         yield "it is unlogged, so a crash of the server empties it"
+    if target.adopt:
+        return
+    found = {row.name: row for row in op.get_bind().execute(COLUMNS, {"oid": relation.oid})}
+    expected = dict(zip(mapping.columns, ("uuid", "text", "jsonb", f"vector({target.dimensions})"), strict=True))
     for name, kind in expected.items():
         column = found.get(name)
         if column is None:
@@ -127,8 +136,8 @@ def upgrade() -> None:
     mapping = migration.target().mapping
     if not migration.is_offline():
         refuse_upgrade()
-        if _relation() is not None:
-            return
+    if migration.target().adopt or (not migration.is_offline() and _relation() is not None):
+        return
     migration.create_schema(mapping.schema)
     with migration.needing(_grants()):
         op.create_table(

@@ -2,8 +2,9 @@
 
 Up to 2,000 dimensions on the column itself; up to 4,000 on its halfvec form (pgvector 0.7 and later),
 which a search must then name in the same way; beyond that there is none, and search is exact.
-A valid index of this kind on an adopted table is kept. Building one on a table with rows takes a
-SHARE lock: reads go on, writes wait until it is built.
+A valid index of this kind on an adopted table is kept; with ``-x adopt=yes`` all are left to the
+program that made the table. Building one on a table with rows takes a SHARE lock: reads go on, writes
+wait until it is built.
 """
 
 import logging
@@ -86,7 +87,7 @@ def _indexes() -> list[sa.Row[tuple[str, bool, bool, str | None, bool]]]:
 def refuse_upgrade() -> None:
     """Raise RefusedError where the index cannot be made: pgvector too old, or its name is taken."""
     extension = migration.installed_extension(op.get_bind())
-    if extension is None or _dimensions() > MAX_INDEXED_HALFVEC:
+    if extension is None or migration.target().adopt or _dimensions() > MAX_INDEXED_HALFVEC:
         return
     if _halved() and extension.version < OLDEST_HALFVEC:
         raise RefusedError(
@@ -106,6 +107,9 @@ def refuse_upgrade() -> None:
 
 
 def upgrade() -> None:
+    if migration.target().adopt:
+        log.info("the indexes of the table that was there are left to the program that made it")
+        return
     if _dimensions() > MAX_INDEXED_HALFVEC:
         log.warning(
             "no ANN index: pgvector's HNSW ends at %s dimensions, the column has %s; search is exact",

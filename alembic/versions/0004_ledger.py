@@ -11,8 +11,6 @@ from alembic import op
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from pipeline import migration
-from pipeline.errors import RefusedError
-from pipeline.migration import Block
 
 revision = "0004"
 down_revision = "0003"
@@ -23,14 +21,6 @@ SCHEMA = "pipeline"
 # In the order of creation.
 TABLES = ("run", "slice", "deferred_index", "quarantine", "verdict", "baseline", "step")
 NOW = sa.text("pg_catalog.clock_timestamp()")
-UNFINISHED = "finished_at IS NULL AND abandoned_at IS NULL"
-REFUSE_UNFINISHED = """BEGIN
-    IF EXISTS (SELECT FROM pipeline.run WHERE finished_at IS NULL AND abandoned_at IS NULL) THEN
-        RAISE EXCEPTION USING
-            MESSAGE = 'a run is unfinished; its marks and definitions of indexes would be lost',
-            HINT = 'finish or abandon it, or: alembic -x drop_rows=yes downgrade ...';
-    END IF;
-END"""
 
 
 def upgrade() -> None:
@@ -125,7 +115,7 @@ def _create_run() -> None:
         ["target_schema", "target_table"],
         unique=True,
         schema=SCHEMA,
-        postgresql_where=sa.text(UNFINISHED),
+        postgresql_where=sa.text(migration.UNFINISHED),
     )
 
 
@@ -239,25 +229,10 @@ def _create_step() -> None:
 
 def refuse_downgrade() -> None:
     """Raise RefusedError while a run is unfinished: its marks and index definitions would be lost."""
-    connection = op.get_bind()
-    is_there = connection.execute(sa.text("SELECT pg_catalog.to_regclass('pipeline.run') IS NOT NULL"))
-    if migration.target().drop_rows or not is_there.scalar_one():
-        return
-    run = sa.table("run", schema=SCHEMA)
-    query = sa.select(sa.func.count()).select_from(run).where(sa.text(UNFINISHED))
-    if unfinished := connection.execute(query).scalar_one():
-        raise RefusedError(
-            f"{unfinished} unfinished run{'' if unfinished == 1 else 's'} in {SCHEMA}.run: the marks and"
-            " the definitions of deferred indexes would be lost",
-            "finish or abandon it (pipeline status shows it), or: alembic -x drop_rows=yes downgrade ...",
-        )
+    migration.refuse_unfinished_runs()
 
 
 def downgrade() -> None:
-    if migration.is_offline():
-        if not migration.target().drop_rows:
-            op.execute(Block(REFUSE_UNFINISHED))
-    else:
-        refuse_downgrade()
+    migration.refuse_unfinished_runs()
     for table in reversed(TABLES):
         op.drop_table(table, schema=SCHEMA)

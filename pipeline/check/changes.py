@@ -1,38 +1,17 @@
 """What changed since a horizon: keys by one scan of the heap, and key sums that show deletes."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from psycopg2 import sql
 
-from pipeline.check.digests import BUCKETS, hash_sql, key_texts_sql
+from pipeline.check.digests import BUCKETS, BucketMap, hash_sql
 from pipeline.errors import StatementError
 from pipeline.postgres.database import Session
 from pipeline.postgres.tables import Table
+from pipeline.postgres.values import Key, key_texts_sql
 
-Key = tuple[str, ...]
 # age() is a signed 32-bit distance: beyond this many transactions it would count backwards.
 MAX_AGE = 2**31 - 10_000_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeySums:
-    """Per bucket of key hashes: the number of rows, and the sum of the hashes."""
-
-    buckets: dict[int, tuple[int, int]]
-
-    @property
-    def rows(self) -> int:
-        """Return the number of rows in all buckets."""
-        return sum(count for count, _ in self.buckets.values())
-
-    def differing(self, other: "KeySums") -> list[int]:
-        """Return the buckets in which the two sides hold different keys."""
-        return sorted(
-            bucket
-            for bucket in self.buckets.keys() | other.buckets.keys()
-            if self.buckets.get(bucket) != other.buckets.get(bucket)
-        )
 
 
 def changed_keys(session: Session, table: Table, horizon: int) -> Iterator[list[Key]]:
@@ -42,8 +21,8 @@ def changed_keys(session: Session, table: Table, horizon: int) -> Iterator[list[
     the horizon are included; a frozen row of wrapped age only makes the answer larger. Raises
     StatementError where the horizon is too old to be compared with.
     """
-    query = sql.SQL("SELECT {} FROM ONLY {} WHERE pg_catalog.age(xmin) <= pg_catalog.age({}::pg_catalog.xid)").format(
-        key_texts_sql(table), table.identifier, sql.Literal(str(horizon % 2**32))
+    query = sql.SQL("SELECT {} FROM {} WHERE pg_catalog.age(xmin) <= pg_catalog.age({}::pg_catalog.xid)").format(
+        key_texts_sql(table), table.scanned, sql.Literal(str(horizon % 2**32))
     )
     _check_age(session, horizon)
     yield from session.stream(query)
@@ -60,18 +39,20 @@ def _check_age(session: Session, horizon: int) -> None:
         )
 
 
-def key_sums(session: Session, table: Table) -> KeySums:
-    """Return the key sums of a table by one scan of its heap (or of its key's index)."""
+def count_rows_and_changes(session: Session, table: Table, horizon: int) -> tuple[int, int]:
+    """Return the number of rows, and how many of them ``changed_keys`` would yield; by the same one scan."""
+    _check_age(session, horizon)
     query = sql.SQL(
-        "SELECT h & {mask}, pg_catalog.count(*), pg_catalog.sum(h) FROM (SELECT {hash} AS h FROM ONLY {table}) q"
-        " GROUP BY 1"
-    ).format(mask=sql.Literal(BUCKETS - 1), hash=hash_sql(table, table.key), table=table.identifier)
-    return KeySums(buckets={bucket: (count, int(total)) for bucket, count, total in session.rows(query)})
+        "SELECT pg_catalog.count(*),"
+        " pg_catalog.count(*) FILTER (WHERE pg_catalog.age(xmin) <= pg_catalog.age({}::pg_catalog.xid)) FROM {}"
+    ).format(sql.Literal(str(horizon % 2**32)), table.scanned)
+    ((rows, changed),) = session.rows(query)
+    return rows, changed
 
 
-def keys_in_buckets(session: Session, table: Table, buckets: list[int]) -> set[Key]:
-    """Return the keys whose hashes fall into the given buckets."""
-    query = sql.SQL("SELECT {} FROM ONLY {} WHERE ({} & {}) = ANY (%s)").format(
-        key_texts_sql(table), table.identifier, hash_sql(table, table.key), sql.Literal(BUCKETS - 1)
-    )
-    return {tuple(row) for row in session.rows(query, (buckets,))}
+def key_sums(session: Session, table: Table) -> BucketMap:
+    """Return a map of the keys alone, by one scan of the heap: count and sum of the key hashes per bucket."""
+    query = sql.SQL(
+        "SELECT h & {mask}, pg_catalog.count(*), pg_catalog.sum(h) FROM (SELECT {hash} AS h FROM {table}) q GROUP BY 1"
+    ).format(mask=sql.Literal(BUCKETS - 1), hash=hash_sql(table, table.key), table=table.scanned)
+    return BucketMap(buckets={bucket: (rows, 0, int(total)) for bucket, rows, total in session.rows(query)})

@@ -1,8 +1,9 @@
 """Comparing two tables: bucketed digests on each side at once, and the keys where they differ.
 
-A row's digest is a hash over the binary send forms of all its columns, in a record: neither
-concatenation, nor trailing blanks, nor the sign of zero, nor a NULL can hide a difference. Digests
-are summed, never combined by XOR, which cancels what occurs twice.
+A row's digest is a hash over the binary forms of all its values as they are carried, in a record:
+neither concatenation, nor trailing blanks, nor the sign of zero, nor a NULL can hide a difference. The
+older of the two servers decides which hash, for both.
+Digests are summed, never combined by XOR, which cancels what occurs twice.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,12 +15,18 @@ from psycopg2 import sql
 from pipeline.errors import RefusedError
 from pipeline.postgres.database import Session
 from pipeline.postgres.tables import Table
+from pipeline.postgres.values import form_sql, key_texts_sql
 
 # 4,096 buckets of a million rows hold 244 rows each: few to open, and a map of some hundred kilobytes.
 BUCKETS = 4096
 DifferenceKind = Literal["missing", "extra", "different"]
-# The first version with hash_record_extended.
+# The first version with hash_record_extended, which is the faster hash.
 RECORD_HASH_VERSION = 140000
+# What a copy asks of the two servers. Before 12 a float's text does not give back its bits, and the
+# catalog knows no generated columns. The ledger's transaction numbers come from functions of 13; 14 is the
+# oldest that a table is moved into.
+LEAST_SOURCE_VERSION = 120000
+LEAST_TARGET_VERSION = 140000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,55 +56,60 @@ class BucketMap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """A key that is missing on the target, extra there, or whose rows differ. ``key`` is its text form."""
+    """A key that is missing on the target, extra there, or whose rows differ. ``key`` are its values as texts."""
 
     kind: DifferenceKind
-    key: str
+    key: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """Return the key as one text, for people."""
+        return ", ".join(self.key)
 
 
 def hash_sql(table: Table, columns: Sequence[str], alias: str | None = None) -> sql.Composable:
-    """Return a 64-bit hash over the binary send forms of columns, equal on every server from 14 on.
+    """Return a 64-bit hash over the binary forms of columns, equal on both servers that are compared.
 
     ``alias`` is what the table is called in the statement, where the bare names would be ambiguous.
+    Where one of the servers is older than 14 it is the first half of an md5, over the record's own
+    binary form: it gives the length of each value, and -1 for NULL.
     """
-    return sql.SQL("pg_catalog.hash_record_extended(ROW({}), 0)").format(
-        sql.SQL(", ").join(_send_sql(table, name, alias) for name in columns)
+    values = sql.SQL(", ").join(form_sql(table, name, alias) for name in columns)
+    if table.common_version >= RECORD_HASH_VERSION:
+        return sql.SQL("pg_catalog.hash_record_extended(ROW({}), 0)").format(values)
+    return sql.SQL(
+        "('x' || pg_catalog.substr(pg_catalog.md5(pg_catalog.record_send(ROW({}))), 1, 16))"
+        "::pg_catalog.bit(64)::pg_catalog.int8"
+    ).format(values)
+
+
+def check_version(session: Session, *, is_target: bool) -> None:
+    """Raise RefusedError where a server is too old for its side of a copy, or of a comparison."""
+    if session.version >= (LEAST_TARGET_VERSION if is_target else LEAST_SOURCE_VERSION):
+        return
+    fact = f"{session.label} is PostgreSQL {session.version // 10000}"
+    if is_target:
+        raise RefusedError(
+            f"{fact}, a target must be {LEAST_TARGET_VERSION // 10000} or newer",
+            "upgrade that server, or name a newer one with --to",
+        )
+    raise RefusedError(
+        f"{fact}, a source must be {LEAST_SOURCE_VERSION // 10000} or newer",
+        "restore a dump of its database into a newer server (pg_dump -Fc, then pg_restore), and name that with --from",
     )
-
-
-def key_texts_sql(table: Table) -> sql.Composable:
-    """Return the key's columns as texts, in the key's order."""
-    return sql.SQL(", ").join(sql.SQL("{}::pg_catalog.text").format(sql.Identifier(name)) for name in table.key)
-
-
-def _send_sql(table: Table, name: str, alias: str | None = None) -> sql.Composable:
-    column = table.column(name)
-    assert column is not None
-    place = sql.Identifier(name) if alias is None else sql.Identifier(alias, name)
-    return sql.SQL("{}({})").format(sql.Identifier(*column.send), place)
-
-
-def check_versions(sessions: Sequence[Session]) -> None:
-    """Raise RefusedError where a server is too old for the record hash."""
-    for session in sessions:
-        if session.version < RECORD_HASH_VERSION:
-            raise RefusedError(
-                f"{session.label} is PostgreSQL {session.version // 10000}; digests need 14 or newer",
-                "upgrade the server, or restore a dump of it into a newer one and verify against that",
-            )
 
 
 def bucket_map(session: Session, table: Table, columns: Sequence[str], embedding: str) -> BucketMap:
     """Read a side's bucket map: one sequential pass over all content, in one snapshot."""
     query = sql.SQL(
         "SELECT h & {mask}, pg_catalog.count(*), pg_catalog.count(e), pg_catalog.sum(d) FROM"
-        " (SELECT {key} AS h, {row} AS d, {embedding} AS e FROM ONLY {table}) q GROUP BY 1"
+        " (SELECT {key} AS h, {row} AS d, {embedding} AS e FROM {table}) q GROUP BY 1"
     ).format(
         mask=sql.Literal(BUCKETS - 1),
         key=hash_sql(table, table.key),
         row=hash_sql(table, columns),
         embedding=sql.Identifier(embedding),
-        table=table.identifier,
+        table=table.scanned,
     )
     return BucketMap(
         buckets={bucket: (rows, filled, int(total)) for bucket, rows, filled, total in session.rows(query)}
@@ -109,7 +121,8 @@ def open_buckets(
 ) -> Iterator[Difference]:
     """Yield every difference inside the given buckets, in key order, in bounded memory.
 
-    Both sides sort by the keys' binary forms, which no collation touches, and are merged.
+    With no ``columns`` only keys are compared, and no other value is read. Both sides sort by the keys'
+    binary forms, which no collation touches, and are merged.
     """
     left = _digests(*source, columns, buckets)
     right = _digests(*target, columns, buckets)
@@ -130,25 +143,23 @@ def open_buckets(
 
 def _digests(
     session: Session, table: Table, columns: Sequence[str], buckets: Sequence[int]
-) -> Iterator[tuple[bytes, str, int]]:
-    """Stream (binary key, key as text, digest) of the rows in some buckets, in the order of the binary key."""
+) -> Iterator[tuple[bytes, tuple[str, ...], int]]:
+    """Stream (binary key, key as texts, digest) of the rows in some buckets, in the order of the binary key."""
     binary = sql.SQL(" || ").join(
-        sql.SQL("pg_catalog.int4send(pg_catalog.length({send})) || {send}").format(send=_send_sql(table, name))
+        sql.SQL("pg_catalog.int4send(pg_catalog.length({send})) || {send}").format(send=form_sql(table, name))
         for name in table.key
     )
-    text = sql.SQL(" || ', ' || ").join(
-        sql.SQL("{}::pg_catalog.text").format(sql.Identifier(name)) for name in table.key
-    )
     query = sql.SQL(
-        "SELECT {binary}, {text}, {row} FROM ONLY {table} WHERE ({hash} & {mask}) = ANY (%s) ORDER BY 1"
+        "SELECT {binary}, {row}, {texts} FROM {table} WHERE ({hash} & {mask}) = ANY ({buckets}) ORDER BY 1"
     ).format(
         binary=binary,
-        text=text,
-        row=hash_sql(table, columns),
-        table=table.identifier,
+        row=hash_sql(table, columns) if columns else sql.SQL("0"),
+        texts=key_texts_sql(table),
+        table=table.scanned,
         hash=hash_sql(table, table.key),
         mask=sql.Literal(BUCKETS - 1),
+        buckets=sql.Literal(list(buckets)),
     )
-    for batch in session.stream(query, (list(buckets),)):
-        for key_bytes, key_text, digest in batch:
-            yield bytes(key_bytes), key_text, digest
+    for batch in session.stream(query):
+        for key_bytes, digest, *key in batch:
+            yield bytes(key_bytes), tuple(key), digest

@@ -8,6 +8,7 @@ from psycopg2 import sql
 from pipeline.check.digests import hash_sql
 from pipeline.postgres.database import Cursor, Session
 from pipeline.postgres.tables import Table
+from pipeline.postgres.values import key_text_sql, value_sql
 from pipeline.settings import TableMapping
 
 # Two servers add up the same numbers in another order, by the instructions of their processors; for
@@ -46,26 +47,22 @@ def sample_queries(session: Session, table: Table, mapping: TableMapping, count:
     """
     assert table.extension is not None
     query = sql.SQL(
-        "SELECT {key}, {embedding}::pg_catalog.text FROM ONLY {table} WHERE {embedding} IS NOT NULL"
-        " AND {norm} > 0 ORDER BY {hash}, 1 LIMIT %s"
+        "SELECT {key}, {value}::pg_catalog.text FROM {table} WHERE {embedding} IS NOT NULL"
+        " AND {norm} > 0 ORDER BY {hash}, 1 LIMIT {count}"
     ).format(
         key=key_text_sql(table),
+        value=value_sql(table, mapping.embedding),
         embedding=sql.Identifier(mapping.embedding),
-        norm=_norm_sql(table, mapping.embedding),
-        table=table.identifier,
+        norm=norm_sql(table, mapping.embedding),
+        table=table.scanned,
         hash=hash_sql(table, table.key),
+        count=sql.Literal(count),
     )
-    return [Query(key=key, vector=vector) for key, vector in session.rows(query, (count,))]
+    return [Query(key=key, vector=vector) for key, vector in session.rows(query)]
 
 
-def key_text_sql(table: Table) -> sql.Composable:
-    """Return the key as one text."""
-    return sql.SQL(" || ', ' || ").join(
-        sql.SQL("{}::pg_catalog.text").format(sql.Identifier(name)) for name in table.key
-    )
-
-
-def _norm_sql(table: Table, embedding: str) -> sql.Composable:
+def norm_sql(table: Table, embedding: str) -> sql.Composable:
+    """Return the euclidean length of the embedding, in double precision."""
     assert table.extension is not None
     column = table.column(embedding)
     assert column is not None
@@ -92,18 +89,22 @@ def _nearest(cursor: Cursor, table: Table, mapping: TableMapping, query: Query, 
     column = table.column(mapping.embedding)
     assert column is not None
     schema = table.extension.schema
+    # Compared as what was carried: a type's operator rounds as its type does. OFFSET keeps the planner from
+    # trying a distance, and the cast in it, on rows that are left out because they cannot be cast.
     statement = sql.SQL(
-        "SELECT {key}, d FROM (SELECT {columns}, {embedding} OPERATOR({schema}.<=>) %s::{type} AS d FROM ONLY {table}"
-        " WHERE {embedding} IS NOT NULL) q WHERE d <> 'NaN' ORDER BY d, 1 LIMIT %s"
+        "SELECT k, d FROM (SELECT {key} AS k, {value} OPERATOR({schema}.<=>) {query}::{type} AS d FROM {table}"
+        " WHERE {embedding} IS NOT NULL OFFSET 0) q WHERE d <> 'NaN' ORDER BY d, k LIMIT {count}"
     ).format(
         key=key_text_sql(table),
-        columns=sql.SQL(", ").join(map(sql.Identifier, table.key)),
+        value=value_sql(table, mapping.embedding),
         embedding=sql.Identifier(mapping.embedding),
         schema=sql.Identifier(schema),
-        type=sql.Identifier(schema, column.base_type),
-        table=table.identifier,
+        query=sql.Literal(query.vector),
+        type=sql.Identifier(schema, column.base_type) if column.cast is None else sql.Identifier(*column.cast),
+        table=table.scanned,
+        count=sql.Literal(k),
     )
-    cursor.execute(statement, (query.vector, k))
+    cursor.execute(statement)
     return [Neighbour(key=key, distance=distance) for key, distance in cursor.fetchall()]
 
 

@@ -2,8 +2,14 @@
 
 from dataclasses import dataclass, replace
 
-from pipeline.check.digests import check_versions
-from pipeline.check.preflight import carried_columns, check_tables, check_vector_dimensions, refuse_if_needed
+from psycopg2 import sql
+
+from pipeline.check.casts import carried_as
+from pipeline.check.census import check_finite
+from pipeline.check.contents import Unfit, check_contents, other_dimension, unfit_rows
+from pipeline.check.digests import check_version
+from pipeline.check.dimensions import check_vector_dimensions
+from pipeline.check.preflight import carried_columns, check_tables, has_own_key, refuse_if_needed
 from pipeline.ledger.runs import check_revision
 from pipeline.postgres.database import Session, horizon
 from pipeline.postgres.tables import Table, describe
@@ -14,35 +20,71 @@ from pipeline.settings import Route
 class Pair:
     """Two tables that may be compared or copied, and the columns for it.
 
-    Both name their key's columns in the target's order. ``horizons`` were taken before a row was read:
-    what a later transaction changes is found from there.
+    Both have the target's key. Where types differ, the source's columns bear the cast to the target's.
+    ``ignored`` are columns of the source that the operator leaves behind. ``horizons`` were taken before a
+    row was read: what a later transaction changes is found from there. ``unfit`` are the conditions by
+    which rows of the source are left out, for the quarantine.
     """
 
     source: Table
     target: Table
     columns: tuple[str, ...]
+    ignored: tuple[str, ...]
     horizons: tuple[int, int]
+    unfit: tuple[Unfit, ...] = ()
 
 
-def read_pair(source: Session, target: Session, route: Route, *, to_write: bool) -> Pair:
+def read_pair(source: Session, target: Session, route: Route, *, to_write: bool, set_aside: bool = False) -> Pair:
     """Describe both tables, and check everything that could stand in the way; nothing is written.
 
-    With ``to_write`` the rights that a copy needs on the target are checked too.
+    With ``to_write`` the rights that a copy needs on the target are checked too. With ``set_aside`` rows
+    that cannot be carried are left out of the source; else they stand in the way.
 
     Raises RefusedError with all of it.
     """
-    check_versions((source, target))
+    check_version(source, is_target=False)
+    check_version(target, is_target=True)
     check_revision(target)
     there = describe(target, route.table)
-    here = describe(source, route.table)
+    here = replace(describe(source, route.table), peer_version=there.version)
+    there = replace(there, peer_version=here.version)
     names = (source.endpoint.name, target.endpoint.name)
-    refuse_if_needed(check_tables(here, there, route.table, route.dimensions, names, to_write=to_write))
-    refuse_if_needed(check_vector_dimensions(source, here, route.table, route.dimensions))
+    ignored = route.ignore_columns
+    refuse_if_needed(
+        check_tables(
+            here,
+            there,
+            route.table,
+            route.dimensions,
+            names,
+            to_write=to_write,
+            ignored=ignored,
+            rounding=route.rounding,
+        )
+    )
+    columns = carried_columns(here, there, ignored)
+    carried = replace(carried_as(here, there, columns), key=there.key)
+    count_keys = not has_own_key(here, there)
+    unfit: tuple[Unfit, ...] = ()
+    if set_aside:
+        found = unfit_rows(source, carried, there, columns, count_keys=count_keys)
+        unfit = (*other_dimension(source, here, route.table, route.dimensions), *(one for one in found if one.may_rest))
+    if unfit:
+        carried = replace(carried, left_out=sql.SQL(" OR ").join(one.condition for one in unfit))
+    refuse_if_needed(
+        (
+            *(() if set_aside else check_vector_dimensions(source, here, route.table, route.dimensions)),
+            *(check_finite(source, here, route.table) if to_write else ()),
+            *check_contents(source, carried, there, columns, count_keys=count_keys, set_aside=set_aside),
+        )
+    )
     with source.transaction(read_only=True) as mine, target.transaction(read_only=True) as theirs:
         horizons = (horizon(mine), horizon(theirs))
     return Pair(
-        source=replace(here, key=there.key),
+        source=carried,
         target=there,
-        columns=carried_columns(here, there),
+        columns=columns,
+        ignored=ignored,
         horizons=horizons,
+        unfit=unfit,
     )

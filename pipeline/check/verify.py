@@ -4,6 +4,8 @@ from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 
+from psycopg2 import sql
+
 from pipeline.check.digests import BucketMap, Difference, bucket_map, open_buckets
 from pipeline.check.neighbours import (
     DISTANCE_TOLERANCE,
@@ -14,11 +16,13 @@ from pipeline.check.neighbours import (
 from pipeline.check.pair import Pair, read_pair
 from pipeline.endpoints import Endpoint
 from pipeline.events import CheckDone, CheckStarted, Event, Verdict
-from pipeline.ledger import verdicts
+from pipeline.ledger import runs, verdicts
+from pipeline.ledger.quarantine import count_quarantine, read_quarantine
 from pipeline.options import VerifyOptions
 from pipeline.postgres.crew import Crew
 from pipeline.postgres.database import clock
-from pipeline.postgres.tables import Table
+from pipeline.postgres.tables import Table, describe
+from pipeline.postgres.values import Key, key_texts_sql
 from pipeline.settings import Route, TableMapping
 from pipeline.wording import counted
 
@@ -43,8 +47,14 @@ def verify(route: Route, options: VerifyOptions) -> Generator[Event, None, None]
 
 
 def _read_pair(crew: Crew, route: Route) -> Pair:
+    """Read both tables; where a run has set rows aside, such rows are left out, and looked for in quarantine."""
     with crew.session(route.source, "verify") as source, crew.session(route.target, "verify") as target:
-        return read_pair(source, target, route, to_write=False)
+        runs.check_revision(target)
+        table = describe(target, route.table)
+        with target.transaction(read_only=True) as cursor:
+            run = runs.latest_run(cursor, table)
+            set_aside = run is not None and count_quarantine(cursor, run.id) > 0
+        return read_pair(source, target, route, to_write=False, set_aside=set_aside)
 
 
 def _checks(crew: Crew, route: Route, pair: Pair, options: VerifyOptions) -> Iterator[Event]:
@@ -57,7 +67,11 @@ def _checks(crew: Crew, route: Route, pair: Pair, options: VerifyOptions) -> Ite
     yield _counts(here, there, clock() - started)
     opened = crew.start(_differences, crew, sides, pair.columns, here.differing(there))
     yield from crew.follow([opened])
-    yield _digests(here, there, opened.result(), clock() - started)
+    yield _digests(here, there, opened.result(), pair.ignored, clock() - started)
+    if pair.unfit:
+        looked = crew.start(_quarantine, crew, route, pair)
+        yield from crew.follow([looked])
+        yield looked.result()
     yield CheckStarted(name="parity")
     parity = crew.start(_parity, crew, route, pair, options)
     yield from crew.follow([parity])
@@ -116,14 +130,17 @@ def _differences(
     return _Differences(first=first, counts=counts)
 
 
-def _digests(here: BucketMap, there: BucketMap, found: _Differences, seconds: float) -> CheckDone:
+def _digests(
+    here: BucketMap, there: BucketMap, found: _Differences, ignored: tuple[str, ...], seconds: float
+) -> CheckDone:
     buckets = here.differing(there)
     total = sum(found.counts.values())
     figures: dict[str, object] = {
         "rows": here.rows,
         "differing_rows": total,
         **{f"{kind}_rows": count for kind, count in found.counts.items()},
-        "keys": [asdict(difference) for difference in found.first],
+        "ignored_columns": list(ignored),
+        "keys": [{"kind": difference.kind, "key": difference.text} for difference in found.first],
     }
     # Unequal sums whose rows are equal when they are opened mean that somebody wrote in between.
     verdict: Verdict = "pass" if not buckets else "fail" if total else "partial"
@@ -132,8 +149,43 @@ def _digests(here: BucketMap, there: BucketMap, found: _Differences, seconds: fl
         "fail": f"{counted(total, 'differing row')}: {found.counts['missing']:,} missing on the target,"
         f" {found.counts['extra']:,} only there, {found.counts['different']:,} with other content",
         "partial": "rows changed while they were compared: run verify again when the writers are quiet",
-    }[verdict]
+    }[verdict] + (f"; not compared: {', '.join(ignored)}" if ignored else "")
     return CheckDone(name="digests", verdict=verdict, summary=summary, figures=figures, seconds=seconds)
+
+
+def _quarantine(crew: Crew, route: Route, pair: Pair) -> CheckDone:
+    """Check that every row which was left out of the comparison lies in quarantine, and say how many those are."""
+    started = clock()
+    with crew.session(route.source, "verify") as source, crew.session(route.target, "verify") as target:
+        with target.transaction(read_only=True) as cursor:
+            run = runs.latest_run(cursor, pair.target)
+            aside = {row.key for row in read_quarantine(cursor, run.id)} if run is not None else set()
+        table = pair.source.only_left_out()
+        query = sql.SQL("SELECT {} FROM {}").format(key_texts_sql(table), table.scanned)
+        left_out = 0
+        lost: list[Key] = []
+        for batch in source.stream(query):
+            left_out += len(batch)
+            lost += [tuple(key) for key in batch if tuple(key) not in aside]
+    figures: dict[str, object] = {
+        "quarantined_rows": left_out - len(lost),
+        "unknown_rows": len(lost),
+        "keys": [{"kind": "not set aside", "key": ", ".join(key)} for key in lost[:LISTED_KEYS]],
+    }
+    summary = (
+        f"{counted(len(lost), 'row')} of the source cannot be carried, and {'is' if len(lost) == 1 else 'are'} not in"
+        " quarantine: run pipeline quarantine --retry"
+        if lost
+        else f"{counted(left_out, 'row')} of the source cannot be carried, and {'lies' if left_out == 1 else 'lie'} in"
+        " quarantine: pipeline quarantine"
+    )
+    return CheckDone(
+        name="quarantine",
+        verdict="fail" if lost else "pass",
+        summary=summary,
+        figures=figures,
+        seconds=clock() - started,
+    )
 
 
 def _parity(crew: Crew, route: Route, pair: Pair, options: VerifyOptions) -> CheckDone:

@@ -15,7 +15,7 @@ RENEW_SECONDS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """Who holds a lease, whether that session is still there, and for how many seconds it holds."""
+    """Who holds a lease, whether that copier may still be there, and for how many seconds it holds."""
 
     owner: str
     alive: bool
@@ -30,11 +30,11 @@ def owner() -> str:
 def read_holder(cursor: Cursor, run: Run) -> Holder | None:
     """Return the lease's holder, or None where it is free or ran out.
 
-    The holder's own backend tells at once that a killed copier is gone. Behind a transaction pooler
-    the backend is the pooler's and lives on: there the lease has to run out.
+    The holder's own backend tells at once that a killed copier is gone. Behind a transaction pooler no
+    backend is its own, and none is written down: there the lease has to run out.
     """
     cursor.execute(
-        "SELECT r.lease_owner, a.pid IS NOT NULL,"
+        "SELECT r.lease_owner, r.lease_backend IS NULL OR a.pid IS NOT NULL,"
         " EXTRACT(epoch FROM r.lease_until - pg_catalog.clock_timestamp())::pg_catalog.float8"
         " FROM pipeline.run r LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = r.lease_backend"
         " WHERE r.id = %s AND r.lease_owner IS NOT NULL AND r.lease_until > pg_catalog.clock_timestamp()",
@@ -59,23 +59,29 @@ def take_lease(cursor: Cursor, run: Run) -> int | None:
             return None
     cursor.execute(
         "UPDATE pipeline.run SET lease_generation = lease_generation + 1, lease_owner = %s,"
-        " lease_backend = pg_catalog.pg_backend_pid(),"
+        " lease_backend = CASE WHEN pg_catalog.pg_backend_pid() = %s THEN pg_catalog.pg_backend_pid() END,"
         " lease_until = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => %s)"
         " WHERE id = %s RETURNING lease_generation",
-        (owner(), LEASE_SECONDS, run.id),
+        (owner(), _announced(cursor), LEASE_SECONDS, run.id),
     )
     row = cursor.fetchone()
     assert row is not None
     return int(row[0])
 
 
+def _announced(cursor: Cursor) -> int:
+    """Return the process id that was announced when the connection was made; a pooler announces one of its own."""
+    return int(cursor.connection.get_backend_pid())
+
+
 def renew_lease(cursor: Cursor, run_id: int, generation: int) -> None:
     """Hold the lease for longer. Raises BusyError where somebody else has taken it over."""
     cursor.execute(
-        "UPDATE pipeline.run SET lease_backend = pg_catalog.pg_backend_pid(),"
+        "UPDATE pipeline.run SET"
+        " lease_backend = CASE WHEN pg_catalog.pg_backend_pid() = %s THEN pg_catalog.pg_backend_pid() END,"
         " lease_until = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => %s)"
         " WHERE id = %s AND lease_generation = %s",
-        (LEASE_SECONDS, run_id, generation),
+        (_announced(cursor), LEASE_SECONDS, run_id, generation),
     )
     if cursor.rowcount != 1:
         raise lease_lost()
@@ -92,6 +98,14 @@ def release_lease(cursor: Cursor, run_id: int, generation: int) -> None:
 
 # Sent with BEGIN of every transaction that writes rows: while it is open, nobody can take the lease over.
 GUARD_SQL = "SELECT id FROM pipeline.run WHERE id = {} AND lease_generation = {} FOR KEY SHARE"
+# The same where no answer can be read, because a COPY follows in the same round trip: it raises instead.
+LEASE_LOST_STATE = "ZL001"
+RAISING_GUARD_SQL = """
+DO $guard$ BEGIN
+    PERFORM id FROM pipeline.run WHERE id = {} AND lease_generation = {} FOR KEY SHARE;
+    IF NOT FOUND THEN RAISE EXCEPTION 'the lease is lost' USING ERRCODE = 'ZL001'; END IF;
+END $guard$;
+"""
 
 
 def check_guard(cursor: Cursor) -> None:

@@ -1,26 +1,68 @@
 """The marks of a run: slices that are done, and indexes that are set aside."""
 
-from pipeline.errors import StatementError
+import json
+from collections.abc import Sequence
+
+from psycopg2 import sql
+from psycopg2.extras import execute_values
+
+from pipeline.errors import ConflictError
 from pipeline.postgres.database import Cursor
 from pipeline.postgres.indexes import Index
-from pipeline.postgres.slices import Slice
+from pipeline.postgres.slices import Bound, Slice
 from pipeline.postgres.tables import Table
 
 
 def read_slices(cursor: Cursor, run_id: int) -> tuple[Slice, ...]:
     """Return the run's slices in order, as they were cut when it was planned."""
     cursor.execute(
-        "SELECT ordinal, lower, upper, rows FROM pipeline.slice WHERE run_id = %s ORDER BY ordinal", (run_id,)
+        "SELECT ordinal, kind, relation, lower, upper, rows, bytes FROM pipeline.slice WHERE run_id = %s"
+        " ORDER BY ordinal",
+        (run_id,),
     )
     return tuple(
         Slice(
             ordinal=ordinal,
-            lower=None if lower is None else int(lower),
-            upper=None if upper is None else int(upper),
+            kind=kind,
+            relation=None if relation is None else tuple(relation),
+            lower=_read_bound(lower),
+            upper=_read_bound(upper),
             rows=rows,
+            bytes=size,
         )
-        for ordinal, lower, upper, rows in cursor.fetchall()
+        for ordinal, kind, relation, lower, upper, rows, size in cursor.fetchall()
     )
+
+
+def insert_slices(cursor: Cursor, run_id: int, slices: Sequence[Slice]) -> None:
+    """Record the slices of a new run. Bounds are texts: a page's number, or a key's values as a JSON array."""
+    execute_values(
+        cursor,
+        "INSERT INTO pipeline.slice (run_id, ordinal, kind, relation, lower, upper) VALUES %s",
+        [
+            (
+                run_id,
+                part.ordinal,
+                part.kind,
+                None if part.relation is None else list(part.relation),
+                _written_bound(part.lower),
+                _written_bound(part.upper),
+            )
+            for part in slices
+        ],
+        template="(%s, %s, %s, %s::pg_catalog.text[], %s, %s)",
+    )
+
+
+def _read_bound(text: str | None) -> Bound:
+    if text is None:
+        return None
+    found = json.loads(text)
+    return found if isinstance(found, int) else tuple(found)
+
+
+def _written_bound(bound: Bound) -> str | None:
+    return None if bound is None else json.dumps(bound, ensure_ascii=False)
 
 
 def slice_mark(cursor: Cursor, run_id: int, ordinal: int) -> tuple[int, int] | None:
@@ -36,16 +78,47 @@ def slice_mark(cursor: Cursor, run_id: int, ordinal: int) -> tuple[int, int] | N
 def finish_slice(cursor: Cursor, run_id: int, part: Slice, rows: int, size: int, attempts: int) -> None:
     """Set a slice's mark, in the transaction that brought its rows.
 
-    Raises StatementError where it is set already: then that transaction must not commit.
+    Raises ConflictError where it is set already: then that transaction must not commit.
     """
     cursor.execute(
         "UPDATE pipeline.slice SET rows = %s, bytes = %s, attempts = attempts + %s,"
+        " xid = pg_catalog.pg_current_xact_id()::pg_catalog.text::pg_catalog.int8,"
         " finished_at = pg_catalog.clock_timestamp()"
         " WHERE run_id = %s AND ordinal = %s AND finished_at IS NULL",
         (rows, size, attempts, run_id, part.ordinal),
     )
     if cursor.rowcount != 1:
-        raise StatementError(f"slice {part.ordinal} was finished by somebody else", "pipeline status")
+        # By our own earlier try, whose COMMIT was still under way when the mark was looked at.
+        raise ConflictError(f"slice {part.ordinal} was finished meanwhile", "run the command again")
+
+
+def finish_slice_and_commit(cursor: Cursor, run_id: int, part: Slice, rows: int, size: int) -> None:
+    """Set a slice's mark and commit, in one round trip. Raises StatementError where it is set already."""
+    cursor.execute(sql.SQL(_FINISH_AND_COMMIT_SQL).format(*map(sql.Literal, (rows, size, run_id, part.ordinal))))
+
+
+_FINISH_AND_COMMIT_SQL = """
+DO $mark$ BEGIN
+    UPDATE pipeline.slice SET rows = {}, bytes = {}, attempts = attempts + 1,
+        xid = pg_catalog.pg_current_xact_id()::pg_catalog.text::pg_catalog.int8,
+        finished_at = pg_catalog.clock_timestamp()
+    WHERE run_id = {} AND ordinal = {} AND finished_at IS NULL;
+    IF NOT FOUND THEN RAISE EXCEPTION 'the slice was finished by somebody else' USING ERRCODE = 'ZL002'; END IF;
+END $mark$;
+COMMIT
+"""
+
+
+def written_sql(run_id: int, alias: str) -> sql.Composable:
+    """Return that a row version of the target, by its alias, was written by the run: not by somebody else, nor before.
+
+    The system column xmin holds the low 32 bits of the transaction that wrote it.
+    """
+    return sql.SQL(
+        "{row}.xmin::pg_catalog.text::pg_catalog.int8 IN (SELECT w.xid & 4294967295 FROM"
+        " (SELECT s.xid FROM pipeline.slice s WHERE s.run_id = {run} AND s.xid IS NOT NULL"
+        " UNION ALL SELECT pg_catalog.unnest(r.reconciled_xids) FROM pipeline.run r WHERE r.id = {run}) w)"
+    ).format(row=sql.Identifier(alias), run=sql.Literal(run_id))
 
 
 def defer_index(cursor: Cursor, run_id: int, index: Index) -> None:

@@ -8,21 +8,25 @@ from datetime import datetime
 from typing import Any
 
 from psycopg2 import sql
-from psycopg2.extras import execute_values
 
 from pipeline import __version__
 from pipeline.errors import BusyError, RefusedError
+from pipeline.ledger.marks import insert_slices
 from pipeline.postgres.database import Cursor, Session
 from pipeline.postgres.slices import Slice
 from pipeline.postgres.tables import Table
 
 # The revision of alembic/versions that this code is written for.
-REVISION = "0004"
+REVISION = "0005"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One copy of one table. ``generation`` is the lease's: who holds another one commits nothing."""
+    """One copy of one table. ``generation`` is the lease's: who holds another one commits nothing.
+
+    ``rows_before`` is how many rows the target's table had when the run was planned; more than none
+    means that it is in use, and not only the run's.
+    """
 
     id: int
     source_label: str
@@ -39,6 +43,7 @@ class Run:
     source_horizon: int
     target_horizon: int
     reconciled_rows: int
+    rows_before: int
 
 
 def check_revision(session: Session) -> None:
@@ -69,14 +74,17 @@ def check_revision(session: Session) -> None:
 def fingerprint(source: Table, target: Table, columns: Sequence[str]) -> str:
     """Return a digest of what binds a run to its plan: both tables, and the columns with their types.
 
-    The boundaries of the slices are not in it: a run keeps those that it was planned with.
+    A table's partitions are in it, since slices name them. The boundaries of the slices are not: a run
+    keeps those that it was planned with.
     """
     parts = [
         source.server.system_identifier,
         source.server.database_oid,
         source.oid,
+        [heap.oid for heap in source.heaps],
         target.oid,
-        [[name, getattr(source.column(name), "type", None)] for name in columns],
+        [[name, *(getattr(table.column(name), "type", None) for table in (source, target))] for name in columns],
+        list(target.key),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
@@ -84,7 +92,8 @@ def fingerprint(source: Table, target: Table, columns: Sequence[str]) -> str:
 _RUN_COLUMNS = sql.SQL("""
     id, source_label, target_label, source_system, source_schema || '.' || source_table,
     target_schema || '.' || target_table, fingerprint, slice_bytes, lease_generation,
-    started_at, loaded_at, finished_at, source_horizon, target_horizon, reconciled_rows
+    started_at, loaded_at, finished_at, source_horizon, target_horizon, reconciled_rows,
+    rows_before
 """)
 
 
@@ -110,6 +119,7 @@ def create_run(
     slices: Sequence[Slice],
     slice_bytes: int,
     horizons: tuple[int, int],
+    rows_before: int,
 ) -> Run:
     """Record a run and its slices. Raises BusyError where another one was recorded just now.
 
@@ -119,8 +129,8 @@ def create_run(
         sql.SQL(
             "INSERT INTO pipeline.run (source_label, target_label, source_system, source_database, source_schema,"
             " source_table, source_oid, target_schema, target_table, target_oid, column_names, column_types,"
-            " key_columns, slice_bytes, fingerprint, source_horizon, target_horizon, tool_version)"
-            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+            " key_columns, slice_bytes, fingerprint, source_horizon, target_horizon, tool_version, rows_before)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
             " ON CONFLICT DO NOTHING RETURNING {}"
         ).format(_RUN_COLUMNS),
         (
@@ -140,17 +150,14 @@ def create_run(
             fingerprint(source, target, columns),
             *horizons,
             __version__,
+            rows_before,
         ),
     )
     row = cursor.fetchone()
     if row is None:
         raise BusyError(f"another copy into {target.qualified} began at this moment", "pipeline status shows it")
     run = _run(row)
-    execute_values(
-        cursor,
-        "INSERT INTO pipeline.slice (run_id, ordinal, kind, lower, upper) VALUES %s",
-        [(run.id, part.ordinal, "pages", part.lower, part.upper) for part in slices],
-    )
+    insert_slices(cursor, run.id, slices)
     return run
 
 
@@ -169,9 +176,14 @@ def abandon_run(cursor: Cursor, run: Run) -> None:
 def add_reconciled(cursor: Cursor, run_id: int, rows: int) -> None:
     """Count rows that a reconcile added (or, negative, took away), in the transaction that did it.
 
-    So the rows of the slices and these are the rows that the run brought, at every commit.
+    So the rows of the slices and these are the rows that the run brought, at every commit; and the
+    transaction is known for one of the run's.
     """
-    cursor.execute("UPDATE pipeline.run SET reconciled_rows = reconciled_rows + %s WHERE id = %s", (rows, run_id))
+    cursor.execute(
+        "UPDATE pipeline.run SET reconciled_rows = reconciled_rows + %s, reconciled_xids = reconciled_xids"
+        " OPERATOR(pg_catalog.||) pg_catalog.pg_current_xact_id()::pg_catalog.text::pg_catalog.int8 WHERE id = %s",
+        (rows, run_id),
+    )
 
 
 def move_horizon(cursor: Cursor, run_id: int, source_horizon: int) -> None:

@@ -1,12 +1,13 @@
 """Holding the lease of a run: taken once, renewed on a connection of its own, lost loudly."""
 
 import threading
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Any
 
 from psycopg2 import sql
 
 from pipeline.endpoints import Endpoint
-from pipeline.errors import BusyError, ConflictError, PipelineError
+from pipeline.errors import BusyError, ConflictError, PipelineError, UnreachableError
 from pipeline.ledger import leases, runs
 from pipeline.postgres.crew import TICK_SECONDS, Crew
 from pipeline.postgres.database import Session, clock
@@ -15,6 +16,7 @@ from pipeline.postgres.database import Session, clock
 GRACE_SECONDS = 2.0
 # Each costs a lock timeout; what still holds the lease's row then is nobody of ours.
 MAX_EVICTIONS = 3
+RETRY_SECONDS = 0.5
 
 
 def purpose(run_id: int, generation: int) -> str:
@@ -25,21 +27,35 @@ def purpose(run_id: int, generation: int) -> str:
 class Lease:
     """The lease of one run, held by a thread of the crew until ``release``."""
 
-    def __init__(self, crew: Crew, target: Endpoint, run: runs.Run) -> None:
-        """Take the lease. Raises BusyError where another copier holds it."""
+    def __init__(self, crew: Crew, target: Endpoint, run: runs.Run, deadline_seconds: float) -> None:
+        """Take the lease. Raises BusyError where another copier holds it.
+
+        A server out of reach is tried again until the deadline. A lease that ran out meanwhile is
+        still ours until somebody takes it over.
+        """
         self.run_id = run.id
         self._crew = crew
         self._target = target
+        self._deadline_seconds = deadline_seconds
         self._done = threading.Event()
         self._renewed = clock()
         taken: Future[int] = Future()
         self.future = crew.start(self._hold, run, taken)
+        both: tuple[Future[Any], ...] = (taken, self.future)
+        wait(both, return_when=FIRST_COMPLETED)
+        if not taken.done():
+            self.future.result()
         self.generation = taken.result()
 
     @property
     def guard(self) -> sql.Composable:
         """Return the statement that begins every transaction of this run."""
         return sql.SQL(leases.GUARD_SQL).format(sql.Literal(self.run_id), sql.Literal(self.generation))
+
+    @property
+    def raising_guard(self) -> sql.Composable:
+        """Return the guard that raises, for where a COPY follows in the same round trip."""
+        return sql.SQL(leases.RAISING_GUARD_SQL).format(sql.Literal(self.run_id), sql.Literal(self.generation))
 
     @property
     def purpose(self) -> str:
@@ -54,30 +70,41 @@ class Lease:
     def _hold(self, run: runs.Run, taken: "Future[int]") -> None:
         """Take the lease and keep it, on new connections for as long as it can still be ours."""
         generation: int | None = None
+        failing_since: float | None = None
         while True:
             try:
-                with self._crew.session(self._target, f"lease {run.id}") as session:
+                with self._crew.session(self._target, f"lease {run.id}", self._crew.stall_seconds) as session:
                     if generation is None:
                         generation = _take(self._crew, session, run)
-                        self._renewed = clock()
                         taken.set_result(generation)
+                    else:
+                        # At once: a connection that was lost may be lost again before the next time.
+                        self._renew(session, generation)
+                    self._renewed = clock()
+                    failing_since = None
                     self._renew_on(session, generation)
                     return
             except PipelineError as error:
-                if generation is None:
+                # Not since the last renewal, which may be older than the deadline.
+                failing_since = clock() if failing_since is None else failing_since
+                expired = clock() - failing_since > self._deadline_seconds
+                if generation is None and (expired or not isinstance(error, UnreachableError)):
                     taken.set_exception(error)
                     return
-                if not error.retryable or clock() - self._renewed > leases.LEASE_SECONDS:
+                if generation is not None and (expired or not error.retryable):
                     raise
-                self._crew.pause(1.0)
+                self._crew.pause(RETRY_SECONDS)
 
     def _renew_on(self, session: Session, generation: int) -> None:
         while self._wait():
-            with session.transaction() as cursor:
-                leases.renew_lease(cursor, self.run_id, generation)
+            self._renew(session, generation)
             self._renewed = clock()
         with session.transaction() as cursor:
             leases.release_lease(cursor, self.run_id, generation)
+
+    def _renew(self, session: Session, generation: int) -> None:
+        with session.transaction() as cursor:
+            leases.renew_lease(cursor, self.run_id, generation)
 
     def _wait(self) -> bool:
         """Wait until the lease is to be renewed; False once it is to be given back."""

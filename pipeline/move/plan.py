@@ -1,76 +1,209 @@
 """Before the first row: the run found, continued or recorded."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from psycopg2 import sql
 
+from pipeline.check.existing import Existing, compare_existing, conflict
+from pipeline.check.gate import check_gate
 from pipeline.check.pair import Pair, read_pair
-from pipeline.errors import RefusedError
-from pipeline.ledger import marks, runs
+from pipeline.check.preflight import refuse_if_needed
+from pipeline.check.sizing import read_seconds, take_sample
+from pipeline.errors import BusyError, RefusedError
+from pipeline.events import Previewed
+from pipeline.ledger import leases, marks, runs
 from pipeline.move.lease import end_lapsed_generations
+from pipeline.options import CopyOptions
 from pipeline.postgres.crew import Crew
 from pipeline.postgres.database import Cursor, Session
-from pipeline.postgres.slices import Slice, plan
+from pipeline.postgres.indexes import secondary_indexes
+from pipeline.postgres.slices import Slice, boundaries_sql, plan_keys, plan_pages
 from pipeline.postgres.tables import Table
+from pipeline.postgres.values import form_sql
 from pipeline.settings import Route
 from pipeline.wording import counted
+
+# So many rows of a view are weighed, to cut it into slices of about the same size.
+SAMPLE_ROWS = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What a copy is about: the route, both tables as they were found, the run and its slices."""
+    """What a copy is about: the route, both tables as they were found, the run and its slices.
+
+    ``existing`` is what a new run found in the target's table; None for one that is gone on with.
+    """
 
     route: Route
     pair: Pair
     run: runs.Run
-    resumed: bool
+    existing: Existing | None
     slices: tuple[Slice, ...]
 
+    @property
+    def resumed(self) -> bool:
+        """Return whether the run stood in the ledger already."""
+        return self.existing is None
 
-def prepare(crew: Crew, route: Route, slice_bytes: int, restart: bool) -> Job:
+
+def prepare(crew: Crew, route: Route, options: CopyOptions) -> Job:
     """Check everything, then continue the unfinished run, find the finished one, or record a new one."""
     with crew.session(route.source, "copy") as source, crew.session(route.target, "copy") as target:
         runs.check_revision(target)
         end_lapsed_generations(target)
-        pair = read_pair(source, target, route, to_write=True)
+        pair = read_pair(source, target, route, to_write=True, set_aside=options.quarantine)
         with target.transaction() as cursor:
-            run = _standing_run(cursor, target, pair, restart)
-            resumed = run is not None
+            if options.restart:
+                _abandon(cursor, pair.target)
+            run = _standing_run(cursor, target, pair, options.restart)
+        if run is None or run.finished is None:
+            refuse_if_needed(check_gate(source, target, pair.source, pair.target, workers=options.workers))
+        existing = None
+        if run is None:
+            # Between the two transactions: to compare what is there, and to cut a view, may take long.
+            existing = _check_existing(source, target, pair, options)
+            pair, slices = cut(source, pair, options.slice_bytes)
+        with target.transaction() as cursor:
             if run is None:
-                slices = plan(pair.source.pages, pair.source.bytes, slice_bytes)
                 run = runs.create_run(
-                    cursor, pair.source, pair.target, route.labels, pair.columns, slices, slice_bytes, pair.horizons
+                    cursor,
+                    pair.source,
+                    pair.target,
+                    route.labels,
+                    pair.columns,
+                    slices,
+                    options.slice_bytes,
+                    pair.horizons,
+                    existing.rows if existing else 0,
                 )
             slices = marks.read_slices(cursor, run.id)
-    return Job(route=route, pair=pair, run=run, resumed=resumed, slices=slices)
+    return Job(route=route, pair=pair, run=run, existing=existing, slices=slices)
+
+
+def reread(session: Session, job: Job) -> Job:
+    """Return the job with the run and its slices as they are now, once its lease is held.
+
+    Raises BusyError where somebody else has given the run up meanwhile.
+    """
+    with session.transaction(read_only=True) as cursor:
+        run = runs.latest_run(cursor, job.pair.target)
+        if run is None or run.id != job.run.id:
+            raise BusyError(f"run {job.run.id} was given up by another copy meanwhile", "pipeline status shows it")
+        return replace(job, run=run, slices=marks.read_slices(cursor, run.id))
+
+
+def _check_existing(source: Session, target: Session, pair: Pair, options: CopyOptions) -> Existing:
+    """Compare what is in the target's table. Raises RefusedError where that stands in the way."""
+    with target.transaction(read_only=True) as cursor:
+        if _is_empty(cursor, pair.target):
+            return Existing()
+    existing = compare_existing(source, target, pair)
+    if existing.different and options.on_conflict == "refuse":
+        raise conflict(f"{target.label}'s {pair.target.qualified}", existing.different, existing.first)
+    return existing
+
+
+def cut(session: Session, pair: Pair, slice_bytes: int) -> tuple[Pair, tuple[Slice, ...]]:
+    """Cut the source into slices: by pages where it has any, else by its key, in the order that it has there.
+
+    Returns the pair with the source's size, which the catalog does not know of a view.
+    """
+    if pair.source.paged:
+        return pair, plan_pages(pair.source, slice_bytes)
+    ((rows, bytes_per_row),) = session.rows(_weigh_sql(pair.source, pair.columns))
+    weighed = replace(pair, source=replace(pair.source, rows_estimate=rows, bytes=rows * bytes_per_row))
+    rows_per_slice = max(1, slice_bytes // max(1, bytes_per_row))
+    if rows <= rows_per_slice:
+        return weighed, plan_keys(())
+    return weighed, plan_keys([tuple(key) for key in session.rows(boundaries_sql(pair.source, rows_per_slice))])
+
+
+def _weigh_sql(table: Table, columns: Sequence[str]) -> sql.Composable:
+    """Return the query of the number of rows, and of the bytes that one takes on the wire, by a few of them."""
+    sizes = sql.SQL(" + ").join(
+        sql.SQL("coalesce(pg_catalog.octet_length({}), 0)").format(form_sql(table, name)) for name in columns
+    )
+    return sql.SQL(
+        "SELECT (SELECT pg_catalog.count(*) FROM {table}), (SELECT coalesce(pg_catalog.avg(size), 0)::pg_catalog.int8"
+        " FROM (SELECT {sizes} AS size FROM {table} LIMIT {sample}) q)"
+    ).format(table=table.scanned, sizes=sizes, sample=sql.Literal(SAMPLE_ROWS))
 
 
 def _standing_run(cursor: Cursor, session: Session, pair: Pair, restart: bool) -> runs.Run | None:
-    """Return the run to go on with, or None where a new one is to begin, into an empty table.
+    """Return the run to go on with, or None where a new one is to begin.
 
-    Raises RefusedError where the run is bound to another plan, or where a table without one holds rows.
+    Raises RefusedError where the run is bound to another plan.
     """
     run = runs.latest_run(cursor, pair.target)
-    empty = _is_empty(cursor, pair.target)
-    if run is not None and run.finished is None and restart:
-        runs.abandon_run(cursor, run)
-        run = None
-    if run is not None and run.finished is not None and empty:
-        run = None
-    if run is None:
-        if not empty:
-            raise _not_empty(cursor, session, pair.target)
+    if run is None or (restart if run.finished is None else _is_empty(cursor, pair.target)):
         return None
     if run.fingerprint != runs.fingerprint(pair.source, pair.target, pair.columns):
         raise _other_plan(run, session, pair.source)
     return run
 
 
+def _abandon(cursor: Cursor, table: Table) -> None:
+    """Give an unfinished run up. Raises BusyError while a copier is at work on it."""
+    run = runs.latest_run(cursor, table)
+    if run is None or run.finished is not None:
+        return
+    if leases.take_lease(cursor, run) is None:
+        raise BusyError("another copy of this table is running", "pipeline status shows it; stop it with Ctrl-C there")
+    runs.abandon_run(cursor, run)
+
+
+def preview(route: Route, options: CopyOptions) -> Previewed:
+    """Check everything that a copy checks, and tell what it would do; both sides are only read."""
+    with Crew() as crew:
+        return crew.call(_preview, crew, route, options)
+
+
+def _preview(crew: Crew, route: Route, options: CopyOptions) -> Previewed:
+    with crew.session(route.source, "copy") as source, crew.session(route.target, "copy") as target:
+        runs.check_revision(target)
+        pair = read_pair(source, target, route, to_write=True, set_aside=options.quarantine)
+        with target.transaction(read_only=True) as cursor:
+            run = _standing_run(cursor, target, pair, options.restart)
+        if run is None or run.finished is None:
+            refuse_if_needed(check_gate(source, target, pair.source, pair.target, workers=options.workers))
+        with target.transaction(read_only=True) as cursor:
+            slices = () if run is None else marks.read_slices(cursor, run.id)
+        existing = Existing()
+        if run is None:
+            existing = _check_existing(source, target, pair, options)
+            pair, slices = cut(source, pair, options.slice_bytes)
+        left = sum(not part.done for part in slices)
+        before = existing.rows if run is None else run.rows_before
+        untouched = left == len(slices) and pair.target.owned and not before
+        with target.transaction(read_only=True) as cursor:
+            indexes = secondary_indexes(cursor, pair.target.oid) if untouched else ()
+        seconds = read_seconds(pair.source, take_sample(source, pair.source, pair.columns)) if left else 0.0
+    return Previewed(
+        run=None if run is None else run.id,
+        finished=run is not None and run.finished is not None,
+        table=pair.target.qualified,
+        source=route.source.label,
+        target=route.target.label,
+        slices=len(slices),
+        slices_left=left,
+        bytes_left=pair.source.bytes * left // len(slices),
+        rows_estimate=pair.source.rows_estimate,
+        columns=pair.columns,
+        indexes=tuple(index.name for index in indexes),
+        rows_before=before,
+        read_seconds=None if seconds is None else seconds * left / len(slices),
+    )
+
+
 def check_foreign_rows(session: Session, job: Job) -> None:
     """Refuse to go on where the target's table holds other rows than the run's books say.
 
-    One scan of the heap, under the lease: nobody else writes rows for this run now.
+    One scan of the heap, under the lease: nobody else writes rows for this run now. A table that had rows
+    before is in use, and its number of rows says nothing.
     """
+    if job.run.rows_before:
+        return
     with session.transaction(read_only=True) as cursor:
         found = count_rows(cursor, job.pair.target)
         brought = runs.rows_brought(cursor, job.run.id)
@@ -89,24 +222,16 @@ def check_foreign_rows(session: Session, job: Job) -> None:
 
 def count_rows(cursor: Cursor, table: Table) -> int:
     """Return the number of rows that this transaction sees."""
-    cursor.execute(sql.SQL("SELECT pg_catalog.count(*) FROM ONLY {}").format(table.identifier))
+    cursor.execute(sql.SQL("SELECT pg_catalog.count(*) FROM {}").format(table.scanned))
     row = cursor.fetchone()
     assert row is not None
     return int(row[0])
 
 
 def _is_empty(cursor: Cursor, table: Table) -> bool:
-    cursor.execute(sql.SQL("SELECT NOT EXISTS (SELECT 1 FROM ONLY {})").format(table.identifier))
+    cursor.execute(sql.SQL("SELECT NOT EXISTS (SELECT 1 FROM {})").format(table.scanned))
     row = cursor.fetchone()
     return bool(row and row[0])
-
-
-def _not_empty(cursor: Cursor, session: Session, table: Table) -> RefusedError:
-    rows = counted(count_rows(cursor, table), "row")
-    return RefusedError(
-        f"{session.label}'s {table.qualified} is not empty: {rows} that no run brought",
-        f"copy fills an empty table; if these rows may go: TRUNCATE {table.qualified}",
-    )
 
 
 def _other_plan(run: runs.Run, session: Session, source: Table) -> RefusedError:

@@ -8,8 +8,10 @@ from psycopg2 import sql
 from pipeline.endpoints import Endpoint
 from pipeline.errors import PipelineError, StatementError
 from pipeline.events import IndexBuilt, IndexDeferred, IndexProgress, Warned
+from pipeline.failpoints import failpoint
 from pipeline.ledger import leases, marks
 from pipeline.move.lease import Lease
+from pipeline.options import CopyOptions
 from pipeline.postgres.crew import Crew
 from pipeline.postgres.database import Session, clock
 from pipeline.postgres.indexes import (
@@ -23,6 +25,7 @@ from pipeline.postgres.indexes import (
     secondary_indexes,
 )
 from pipeline.postgres.tables import Table
+from pipeline.settings import Route
 
 PROGRESS_SECONDS = 0.5
 
@@ -35,31 +38,32 @@ def defer_indexes(session: Session, table: Table, lease: Lease) -> list[IndexDef
         for index in indexes:
             marks.defer_index(cursor, lease.run_id, index)
             cursor.execute(drop_sql(index.schema, index.name))
+    failpoint("after_defer")
     return [IndexDeferred(name=index.name, definition=index.definition) for index in indexes]
 
 
 def rebuild_indexes(
-    crew: Crew, session: Session, target: Endpoint, table: Table, dimensions: int, lease: Lease
+    crew: Crew, session: Session, route: Route, table: Table, options: CopyOptions, lease: Lease
 ) -> tuple[str, ...]:
     """Build every deferred index that does not stand, one after the other; return the names of all.
 
-    ``target`` is for the second connection, which watches the build.
+    A second connection watches the build.
     """
     with session.transaction(read_only=True) as cursor:
         indexes = marks.indexes_to_rebuild(cursor, table)
     for index in indexes:
         started = clock()
-        _build(crew, session, target, table, index, dimensions, lease)
+        _build(crew, session, route, table, index, options, lease)
         crew.emit(IndexBuilt(name=index.name, seconds=clock() - started))
     return tuple(index.name for index in indexes)
 
 
 def _build(
-    crew: Crew, session: Session, target: Endpoint, table: Table, index: Index, dimensions: int, lease: Lease
+    crew: Crew, session: Session, route: Route, table: Table, index: Index, options: CopyOptions, lease: Lease
 ) -> None:
-    plan = _plan(session, table, dimensions)
+    plan = _plan(session, table, route.dimensions, options)
     done = threading.Event()
-    watcher = crew.start(_watch, crew, target, session.connection.get_backend_pid(), index.name, done)
+    watcher = crew.start(_watch, crew, route.target, session.connection.get_backend_pid(), index.name, done)
     try:
         try:
             _build_once(session, index, plan, lease)
@@ -97,11 +101,12 @@ def _build_once(session: Session, index: Index, plan: BuildPlan, lease: Lease) -
                 (f"{plan.memory_bytes // 1024}kB", str(plan.workers)),
             )
             cursor.execute(sql.SQL(index.definition))
+            failpoint("in_index_build")
             cursor.execute(comment_sql(index))
         marks.mark_rebuilt(cursor, index)
 
 
-def _plan(session: Session, table: Table, dimensions: int) -> BuildPlan:
+def _plan(session: Session, table: Table, dimensions: int, options: CopyOptions) -> BuildPlan:
     ((memory, workers),) = session.rows(
         "SELECT (SELECT setting::pg_catalog.int8 * 1024 FROM pg_catalog.pg_settings"
         " WHERE name = 'maintenance_work_mem'),"
@@ -109,7 +114,14 @@ def _plan(session: Session, table: Table, dimensions: int) -> BuildPlan:
     )
     ((rows,),) = session.rows(sql.SQL("SELECT pg_catalog.count(*) FROM ONLY {}").format(table.identifier))
     assert table.extension is not None
-    return plan_build(rows, dimensions, table.extension, memory, workers)
+    return plan_build(
+        rows,
+        dimensions,
+        table.extension,
+        BuildPlan(memory_bytes=memory, workers=workers),
+        options.index_bytes,
+        options.index_workers,
+    )
 
 
 def _watch(crew: Crew, target: Endpoint, backend: int, name: str, done: threading.Event) -> None:

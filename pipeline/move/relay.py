@@ -1,21 +1,27 @@
 """The relay: one slice, streamed from source to target in bounded memory, exactly once."""
 
+import queue
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from psycopg2 import sql
 
-from pipeline.errors import StatementError, StoppedError
+from pipeline.errors import PipelineError, StatementError, StoppedError
 from pipeline.postgres.database import Cursor, Session
-from pipeline.postgres.slices import Slice, condition_sql
+from pipeline.postgres.pulse import Pulse
+from pipeline.postgres.slices import Slice, slice_sql
 from pipeline.postgres.tables import Table
+from pipeline.postgres.values import value_sql
 
 # One write to the socket; measured: more gains nothing, 8 kB (the driver's default) costs 28 %.
 CHUNK_BYTES = 128 * 1024
 # What may lie between the two sides. One row may exceed it (a row is the smallest thing to hand over).
-PIPE_BYTES = 4 * 1024 * 1024
+PIPE_BYTES = 2 * 1024 * 1024
+# How long an idle thread may take to notice that it is done.
+IDLE_SECONDS = 0.5
 
 
 class _AbortedError(RuntimeError):
@@ -31,6 +37,8 @@ class Pipe:
 
     def __init__(self, on_bytes: Callable[[int], None]) -> None:
         self._on_bytes = on_bytes
+        # Of the two connections: while one side waits here for the other, its own server is not silent.
+        self.giver, self.taker = Pulse(), Pulse()
         self._chunks: deque[bytes] = deque()
         self._held = 0
         self._rows: list[bytes] = []
@@ -53,7 +61,9 @@ class Pipe:
         chunk = self._rows[0] if len(self._rows) == 1 else b"".join(self._rows)
         self._rows.clear()
         self._rows_bytes = 0
-        with self._changed:
+        # Once a chunk, not once a row: it costs as much as all else here.
+        self.giver.beat()
+        with self.giver.away(), self._changed:
             while self._held and self._held + len(chunk) > PIPE_BYTES and not self._failed:
                 self._changed.wait()
             if self._failed:
@@ -78,6 +88,10 @@ class Pipe:
 
     def read(self, _size: int) -> bytes:
         """Return the next chunk whole (the driver takes more than it asked for), or b"" at the end."""
+        with self.taker.away():
+            return self._read()
+
+    def _read(self) -> bytes:
         with self._changed:
             while not self._chunks and not self._ended and not self._failed:
                 self._changed.wait()
@@ -95,16 +109,116 @@ class Pipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Relayed:
-    """What a slice carried: rows read from the source, and bytes of the binary stream."""
+    """What a stream carried: rows read from the source, and bytes of the binary stream."""
 
     rows: int
     bytes: int
 
 
+class Stream:
+    """One COPY TO on its way through a pipe, and the failure that ended it early, if any."""
+
+    def __init__(self, query: sql.Composable, on_bytes: Callable[[int], None]) -> None:
+        self.query = query
+        self.pipe = Pipe(on_bytes)
+        self.failure: BaseException | None = None
+
+    def fail(self, error: BaseException) -> None:
+        """Note why the source gave up, and let the target's side know."""
+        self.failure = error
+        self.pipe.fail()
+
+    def pour(self, target: Session, cursor: Cursor, statement: sql.Composable) -> Relayed:
+        """Feed the stream to a statement that ends with COPY FROM. Raises the side's error that came first."""
+        self.pipe.taker = target.pulse
+        try:
+            with target.translated():
+                cursor.copy_expert(statement, self.pipe, CHUNK_BYTES)
+        except PipelineError:
+            self.pipe.fail()
+            if self.failure is not None and not isinstance(self.failure, (StoppedError, _AbortedError)):
+                raise self.failure from None
+            raise
+        rows = self.pipe.messages - 1
+        if cursor.rowcount != rows:
+            raise StatementError(
+                f"{target.label} took {cursor.rowcount} of {rows} rows of a slice; nothing of it was committed",
+                "look for triggers or rules on the target's table that swallow rows",
+            )
+        return Relayed(rows=rows, bytes=self.pipe.bytes)
+
+
+class Sender:
+    """A thread that runs one COPY TO after the other on a source's session, each in a snapshot of its own.
+
+    The next stream fills its pipe while the target still commits the one before: a round trip on one
+    side costs the other nothing. ``close`` cuts the session where a stream is under way: the driver
+    leaves its result half read.
+    """
+
+    def __init__(self, source: Session) -> None:
+        self._source = source
+        self._queue: queue.SimpleQueue[Stream | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def send(self, query: sql.Composable, on_bytes: Callable[[int], None] = lambda size: None) -> Stream:
+        """Queue a COPY TO STDOUT; return its stream at once."""
+        stream = Stream(query, on_bytes)
+        stream.pipe.giver = self._source.pulse
+        self._queue.put(stream)
+        return stream
+
+    def close(self, *streams: Stream | None) -> None:
+        """End the thread; give up the streams that were not poured to their end."""
+        self._queue.put(None)
+        for stream in streams:
+            if stream is not None:
+                stream.pipe.fail()
+        self._thread.join(IDLE_SECONDS)
+        if self._thread.is_alive():
+            self._source.abort()
+            self._thread.join()
+            self._source.close()
+
+    def _run(self) -> None:
+        opened: sql.Composable = sql.SQL("")
+        while True:
+            try:
+                stream = self._queue.get_nowait()
+            except queue.Empty:
+                opened = self._end(opened)
+                stream = self._queue.get()
+            if stream is None:
+                self._end(opened)
+                return
+            try:
+                with self._source.translated(), self._source.connection.cursor() as cursor:
+                    cursor.copy_expert(opened + self._source.begin_sql(read_only=True) + stream.query, stream.pipe)
+                opened = sql.SQL("COMMIT;")
+                stream.pipe.end()
+            except BaseException as error:  # noqa: BLE001 - raised again where the stream is poured
+                stream.fail(error)
+                self._source.abort()
+                self._refuse_the_rest(error)
+                return
+
+    def _end(self, opened: sql.Composable) -> sql.Composable:
+        """End the last stream's transaction, where no next one does it: none stays open while we wait."""
+        if opened != sql.SQL(""):
+            with suppress(PipelineError), self._source.translated(), self._source.connection.cursor() as cursor:
+                cursor.execute("COMMIT")
+        return sql.SQL("")
+
+    def _refuse_the_rest(self, error: BaseException) -> None:
+        while (stream := self._queue.get()) is not None:
+            stream.fail(error)
+
+
 def select_sql(table: Table, columns: tuple[str, ...], part: Slice) -> sql.Composable:
     """Return COPY TO of one slice's rows."""
-    return sql.SQL("COPY (SELECT {} FROM ONLY {} WHERE {}) TO STDOUT (FORMAT binary)").format(
-        sql.SQL(", ").join(map(sql.Identifier, columns)), table.identifier, condition_sql(part)
+    return sql.SQL("COPY (SELECT {} {}) TO STDOUT (FORMAT binary)").format(
+        sql.SQL(", ").join(value_sql(table, name) for name in columns), slice_sql(table, part)
     )
 
 
@@ -125,46 +239,12 @@ def relay(
 ) -> Relayed:
     """Stream one COPY into another, inside the caller's transaction ``cursor`` on the target.
 
-    ``on_bytes`` is told the size of every chunk that was handed over. The source's side runs in a
-    thread of its own, in its own read-only transaction. Raises the source's error where that side
-    failed first, else the target's. After a failure the source's session is closed: the driver leaves
-    its result half read.
+    ``on_bytes`` is told the size of every chunk that was handed over. Raises the source's error where
+    that side failed first, else the target's; the source's session is of no use then.
     """
-    pipe = Pipe(on_bytes)
-    failures: list[BaseException] = []
-    sender = threading.Thread(target=_send, args=(source, query, pipe, failures), daemon=True)
-    sender.start()
+    sender = Sender(source)
+    stream = sender.send(query, on_bytes)
     try:
-        with target.translated():
-            cursor.copy_expert(into, pipe, CHUNK_BYTES)
-    except BaseException:
-        pipe.fail()
-        # The sender may sit in a read that a slow or dead source never ends.
-        source.abort()
-        sender.join()
-        source.close()
-        for failure in failures:
-            if not isinstance(failure, (StoppedError, _AbortedError)):
-                raise failure from None
-        raise
-    sender.join()
-    rows = pipe.messages - 1
-    if failures:
-        source.close()
-        raise failures[0]
-    if cursor.rowcount != rows:
-        raise StatementError(
-            f"{target.label} took {cursor.rowcount} of {rows} rows of a slice; nothing of it was committed",
-            "look for triggers or rules on the target's table that swallow rows",
-        )
-    return Relayed(rows=rows, bytes=pipe.bytes)
-
-
-def _send(source: Session, query: sql.Composable, pipe: Pipe, failures: list[BaseException]) -> None:
-    try:
-        with source.transaction(read_only=True) as cursor:
-            cursor.copy_expert(query, pipe)
-        pipe.end()
-    except BaseException as error:  # noqa: BLE001 - raised again by relay, in the worker's thread
-        failures.append(error)
-        pipe.fail()
+        return stream.pour(target, cursor, into)
+    finally:
+        sender.close(stream)

@@ -1,46 +1,64 @@
 """After the load: passes over what changed on the source, until one finds nothing."""
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 
-from pipeline.check.changes import Key, changed_keys, key_sums, keys_in_buckets
+from psycopg2 import sql
+
+from pipeline.check.changes import changed_keys, count_rows_and_changes, key_sums
+from pipeline.check.digests import bucket_map, open_buckets
 from pipeline.events import Reconciled, Warned
+from pipeline.failpoints import failpoint
 from pipeline.ledger import leases, runs
+from pipeline.ledger.marks import written_sql
 from pipeline.move.lease import Lease
-from pipeline.move.plan import Job, count_rows
+from pipeline.move.plan import Job
 from pipeline.move.reconcile import Outcome, reconcile
 from pipeline.move.retry import with_retries
+from pipeline.options import CopyOptions
 from pipeline.postgres.crew import Crew
 from pipeline.postgres.database import Session, clock, horizon
+from pipeline.postgres.tables import heap_files
+from pipeline.postgres.values import Key, key_texts_sql, keys_sql, same_key_sql
 from pipeline.wording import counted
 
 # A source with a steady writer never holds still; after this many passes the next command goes on.
 MAX_PASSES = 10
 BATCH_KEYS = 2_000
+# On the source, on the target, and on the target for what is asked while the first two are being read.
+_Sessions = tuple[Session, Session, Session]
 
 
-def settle(crew: Crew, job: Job, lease: Lease, since: int, done: int, deadline_seconds: float) -> int:
+def settle(crew: Crew, job: Job, lease: Lease, options: CopyOptions, since: int, passes: Sequence[Reconciled]) -> int:
     """Reconcile what changed since a horizon, pass by pass, until one has nothing to write; return its horizon.
 
-    Every pass is recorded by moving the run's horizon, so that an interrupted one is done again and a
-    finished one is not. ``done`` passes went before, for their numbers. A transaction that stays open
-    on the source holds the horizon back: its pass finds the same keys again, and writes nothing. A
-    source that was quiet costs two scans of its heap and one of the target's.
+    Or so little that it is fewer than the operator minds. Every pass is recorded by moving the run's
+    horizon, so that an interrupted one is done again and a finished one is not. ``passes`` went before. A
+    transaction that stays open on the source holds the horizon back: its pass finds the same keys again,
+    and writes nothing.
     """
-    for number in range(done + 1, done + MAX_PASSES + 1):
+    # As long as no pass has written, what the run has are the rows of its slices.
+    untouched = not any(one.upserted or one.deleted for one in passes)
+    for number in range(len(passes) + 1, len(passes) + MAX_PASSES + 1):
         started = clock()
-        work = partial(_pass, crew, job, lease, since)
-        changed, since, outcome = with_retries(crew, "the pass over changed rows", deadline_seconds, work)
+        work = partial(_pass, crew, job, lease, options, since, untouched)
+        done = with_retries(crew, "the pass over changed rows", options.deadline_seconds, work)
+        since, outcome = done.horizon, done.outcome
         crew.emit(
             Reconciled(
                 number=number,
-                changed=changed,
+                changed=done.found,
                 upserted=outcome.inserted + outcome.updated,
                 deleted=outcome.deleted,
+                foreign=done.foreign,
                 seconds=clock() - started,
             )
         )
-        if not outcome.written:
+        if outcome.written <= options.settle_rows:
             return since
+        untouched = False
     crew.emit(
         Warned(
             fact=f"the source still changes: {counted(outcome.written, 'row')} in the last of {MAX_PASSES} passes",
@@ -50,64 +68,107 @@ def settle(crew: Crew, job: Job, lease: Lease, since: int, done: int, deadline_s
     return since
 
 
-def _pass(crew: Crew, job: Job, lease: Lease, since: int, _attempt: int) -> tuple[int, int, Outcome]:
-    """Do one pass; return how many keys it found, its own horizon, and what it wrote."""
+@dataclass(slots=True, kw_only=True)
+class _Pass:
+    """What one pass found so far: its own horizon, keys, what it wrote, and rows of the target alone."""
+
+    horizon: int = 0
+    found: int = 0
+    foreign: int = 0
+    outcome: Outcome = field(default_factory=Outcome)
+
+
+def _pass(
+    crew: Crew, job: Job, lease: Lease, options: CopyOptions, since: int, untouched: bool, _attempt: int
+) -> _Pass:
+    """Do one pass, from its horizon to the mark in the ledger."""
+    # What has no heap of its own has no row versions either: there, all rows are compared.
+    find = _changes if job.pair.source.heaps else _differences
     with (
         crew.session(job.route.source, lease.purpose) as source,
         crew.session(job.route.source, lease.purpose) as reader,
+        crew.session(job.route.target, lease.purpose) as watched,
         crew.session(job.route.target, lease.purpose) as target,
     ):
         with source.transaction(read_only=True) as cursor:
-            now = horizon(cursor)
-        total = Outcome(inserted=0, updated=0, deleted=0)
-        found = 0
-        for keys in changed_keys(source, job.pair.source, since):
-            found += len(keys)
-            total = _apply(crew, job, lease, (reader, target), keys, total)
-        vanished = _vanished_keys(crew, job, (source, target))
-        for first in range(0, len(vanished), BATCH_KEYS):
-            total = _apply(crew, job, lease, (reader, target), vanished[first : first + BATCH_KEYS], total)
+            this = _Pass(horizon=horizon(cursor))
+        if not (untouched and _is_quiet(job, source, target, since)):
+            for keys in find(crew, job, (source, watched, target), since, this):
+                crew.check()
+                this.found += len(keys)
+                this.outcome = this.outcome.plus(reconcile(reader, target, job.pair, keys, lease, options.on_conflict))
+        failpoint("before_horizon")
         with target.transaction(then=lease.guard) as cursor:
             leases.check_guard(cursor)
-            runs.move_horizon(cursor, job.run.id, now)
-    return found + len(vanished), now, total
+            runs.move_horizon(cursor, job.run.id, this.horizon)
+    return this
 
 
-def _apply(
-    crew: Crew, job: Job, lease: Lease, sessions: tuple[Session, Session], keys: list[Key], total: Outcome
-) -> Outcome:
-    crew.check()
-    done = reconcile(*sessions, job.pair, keys, lease)
-    return Outcome(
-        inserted=total.inserted + done.inserted,
-        updated=total.updated + done.updated,
-        deleted=total.deleted + done.deleted,
-    )
+def _is_quiet(job: Job, source: Session, target: Session, since: int) -> bool:
+    """Return whether nothing changed on the source, by one scan of its heap and the run's books alone.
 
-
-def _vanished_keys(crew: Crew, job: Job, sessions: tuple[Session, Session]) -> list[Key]:
-    """Return the keys that one side has and the other has not: deleted on the source, or not yet there.
-
-    A key that only the target has may go only while the run's books account for every row there;
-    rows that somebody else wrote are reported and left alone.
+    Where no row version came since, and no rewrite moved rows about, each slice saw every row of it that
+    stood then, once. So the rows that stand now are among those that were brought, and an equal number
+    means the same rows. For a run that went on after an interruption the files are not known, and a
+    target that had rows is not the run's alone: there, the keys of both sides are compared.
     """
-    source, target = sessions
+    heaps = job.pair.source.heaps
+    if not heaps or job.resumed or job.run.rows_before:
+        return False
+    with source.transaction(read_only=True) as cursor:
+        if heap_files(cursor, job.pair.source) != tuple(heap.file for heap in heaps):
+            return False
+    rows, changed = count_rows_and_changes(source, job.pair.source, since)
+    with target.transaction(read_only=True) as cursor:
+        return not changed and rows == runs.rows_brought(cursor, job.run.id)
+
+
+def _changes(crew: Crew, job: Job, sessions: _Sessions, since: int, this: _Pass) -> Iterator[list[Key]]:
+    """Yield the keys of what changed since a horizon, then those that one side has and the other has not."""
+    source, target, _ = sessions
+    yield from changed_keys(source, job.pair.source, since)
     theirs = crew.start(key_sums, target, job.pair.target)
     buckets = key_sums(source, job.pair.source).differing(theirs.result())
+    yield from _keys_in_buckets(job, sessions, this, (), buckets)
+
+
+def _differences(crew: Crew, job: Job, sessions: _Sessions, _since: int, this: _Pass) -> Iterator[list[Key]]:
+    """Yield the keys of all rows that differ, by the digests of both sides."""
+    source, target, _ = sessions
+    pair, embedding = job.pair, job.route.table.embedding
+    theirs = crew.start(bucket_map, target, pair.target, pair.columns, embedding)
+    buckets = bucket_map(source, pair.source, pair.columns, embedding).differing(theirs.result())
+    yield from _keys_in_buckets(job, sessions, this, pair.columns, buckets)
+
+
+def _keys_in_buckets(
+    job: Job, sessions: _Sessions, this: _Pass, columns: Sequence[str], buckets: Sequence[int]
+) -> Iterator[list[Key]]:
+    """Yield the keys whose rows differ inside buckets, in batches; of those that only the target has, the run's own.
+
+    Rows that somebody else brought there are counted and left alone.
+    """
     if not buckets:
-        return []
-    here = keys_in_buckets(source, job.pair.source, buckets)
-    there = keys_in_buckets(target, job.pair.target, buckets)
-    missing, extra = here - there, there - here
-    with target.transaction(read_only=True) as cursor:
-        foreign = count_rows(cursor, job.pair.target) - runs.rows_brought(cursor, job.run.id)
-    if foreign and extra:
-        crew.emit(
-            Warned(
-                fact=f"{target.label} has {counted(len(extra), 'row')} that the source has not, and"
-                f" {counted(foreign, 'row')} that this run did not bring: they stay",
-                hint="run pipeline verify, which names them",
-            )
-        )
-        return sorted(missing)
-    return sorted(missing | extra)
+        return
+    source, target, judge = sessions
+    found = open_buckets((source, job.pair.source), (target, job.pair.target), columns, buckets)
+    while batch := list(islice(found, BATCH_KEYS)):
+        extra = [difference.key for difference in batch if difference.kind == "extra"]
+        own = _written_by_run(judge, job, extra) if extra else set()
+        this.foreign += len(extra) - len(own)
+        keys = [one.key for one in batch if one.kind != "extra" or one.key in own]
+        if keys:
+            yield keys
+
+
+def _written_by_run(session: Session, job: Job, keys: Sequence[Key]) -> set[Key]:
+    """Return which of the target's rows of these keys the run wrote."""
+    table = job.pair.target
+    query = sql.SQL("SELECT {} FROM {} JOIN {} ON {} WHERE {}").format(
+        key_texts_sql(table, "t"),
+        table.rows_sql("t"),
+        keys_sql(table, keys),
+        same_key_sql(table, "t", "k"),
+        written_sql(job.run.id, "t"),
+    )
+    return {tuple(row) for row in session.rows(query)}

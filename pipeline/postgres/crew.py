@@ -13,7 +13,9 @@ from typing import Any, ParamSpec, TypeVar
 from pipeline.endpoints import Endpoint
 from pipeline.errors import StoppedError
 from pipeline.events import Event
+from pipeline.options import DEFAULT_STALL_SECONDS
 from pipeline.postgres.database import Session, clock
+from pipeline.postgres.watch import Watch
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -27,28 +29,54 @@ _EVENTS_HELD = 1000
 class Crew:
     """Daemon threads, the sessions that they hold, and one bounded queue of their events."""
 
-    def __init__(self) -> None:
+    def __init__(self, stall_seconds: float = DEFAULT_STALL_SECONDS) -> None:
         self.stopping = threading.Event()
         # None wakes the main thread: a thread has ended.
         self._events: queue.Queue[Event | None] = queue.Queue(_EVENTS_HELD)
         self._threads: list[threading.Thread] = []
         self._sessions: set[Session] = set()
+        # Backends whose connection was lost: behind a dead network they live on, and hold their locks.
+        self._lost: dict[Endpoint, list[int]] = {}
         self._lock = threading.Lock()
+        self.stall_seconds = stall_seconds
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        watch = Watch(self.stall_seconds)
+        while not self.stopping.wait(TICK_SECONDS):
+            with self._lock:
+                sessions = list(self._sessions)
+            watch.look(sessions)
 
     @contextmanager
-    def session(self, endpoint: Endpoint, purpose: str) -> Iterator[Session]:
-        """Yield a new session that ``close`` can cancel from outside. Raises PipelineError."""
+    def session(self, endpoint: Endpoint, purpose: str, patience: float | None = None) -> Iterator[Session]:
+        """Yield a new session that ``close`` can cancel from outside. Raises PipelineError.
+
+        After ``patience`` seconds without a byte it is cut; None is for statements that may be long.
+        """
         self.check()
         session = Session(endpoint, purpose)
+        session.pulse.patience = patience
         with self._lock:
             self._sessions.add(session)
+            lost = tuple(self._lost.get(endpoint, ()))
         try:
             self.check()
+            if lost:
+                session.end_backends(lost)
+                # Only now: a connection that is lost here leaves them to the next one.
+                self._forget(endpoint, lost)
             yield session
         finally:
             with self._lock:
                 self._sessions.discard(session)
+                if session.lost:
+                    self._lost.setdefault(endpoint, []).append(session.backend)
             session.close()
+
+    def _forget(self, endpoint: Endpoint, ended: Sequence[int]) -> None:
+        with self._lock:
+            self._lost[endpoint] = [backend for backend in self._lost[endpoint] if backend not in ended]
 
     def check(self) -> None:
         """Raise StoppedError once the crew is stopping: called between steps of long work."""

@@ -1,10 +1,9 @@
 """One connection to one server: transactions with our own settings, and the driver's errors translated."""
 
 import os
-import re
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -14,18 +13,10 @@ import psycopg2.extensions
 from psycopg2 import sql
 
 from pipeline.endpoints import Endpoint
-from pipeline.errors import (
-    ConflictError,
-    DuplicateKeyError,
-    PipelineError,
-    RefusedError,
-    RejectedError,
-    StatementError,
-    StoppedError,
-    UnreachableError,
-)
+from pipeline.errors import UnreachableError
+from pipeline.postgres.failures import CONNECT_TIMEOUT_SECONDS, connect_error, translate
+from pipeline.postgres.pulse import PulsingConnection
 
-CONNECT_TIMEOUT_SECONDS = 10
 STREAM_ROWS = 2_000
 Cursor = psycopg2.extensions.cursor
 Query = str | sql.Composable
@@ -56,7 +47,12 @@ class Session:
         self.endpoint = endpoint
         self._pid = os.getpid()
         self._cancelled = False
+        self._silence: float | None = None
+        # Who holds the lock that the statement under way waits for, where that is known.
+        self.blockers: str | None = None
         self.connection = _connect(endpoint, purpose)
+        self.pulse = self.connection.pulse
+        self.backend = self.connection.get_backend_pid()
         self.connection.autocommit = True
         self.version = self.connection.server_version
         self.notices: list[str] = []
@@ -73,47 +69,71 @@ class Session:
         return self.connection.closed != 0
 
     @contextmanager
-    def transaction(self, *, read_only: bool = False, then: Query = "") -> Iterator[Cursor]:
+    def transaction(self, *, read_only: bool = False, then: Query = "", begun: bool = True) -> Iterator[Cursor]:
         """Yield a cursor in a transaction, committed at the end and rolled back by any exception.
 
         A read-only transaction sees one snapshot. ``then`` is one more statement sent in the same
-        round trip as BEGIN; the cursor holds its result. Raises PipelineError.
+        round trip as BEGIN; the cursor holds its result. With ``begun=False`` nothing is sent: the
+        caller's first statement starts with ``begin_sql``, and its last may end with COMMIT, which
+        saves a round trip each. Raises PipelineError.
         """
         if os.getpid() != self._pid:
             raise RuntimeError("a session was carried across a fork")
         with self.translated(), self.connection.cursor() as cursor:
-            cursor.execute(sql.SQL(_begin_sql(self.version, read_only)) + _composable(then))
+            if begun:
+                cursor.execute(self.begin_sql(read_only=read_only) + _composable(then))
             try:
                 yield cursor
             except BaseException:
                 self._rollback()
                 raise
-            cursor.execute("COMMIT")
+            if self.connection.info.transaction_status != psycopg2.extensions.TRANSACTION_STATUS_IDLE:
+                cursor.execute("COMMIT")
 
-    def rows(self, query: Query, arguments: Sequence[Any] | None = None) -> list[tuple[Any, ...]]:
+    def begin_sql(self, *, read_only: bool) -> sql.Composable:
+        """Return BEGIN with the settings of our transactions, ended by a semicolon."""
+        return sql.SQL(_begin_sql(self.version, read_only))
+
+    def rows(self, query: Query, arguments: Sequence[Any] | Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
         """Return all rows of one query, in a read-only transaction of its own."""
         with self.transaction(read_only=True) as cursor:
             cursor.execute(query, arguments)
             return cursor.fetchall()
 
-    def stream(self, query: Query, arguments: Sequence[Any] | None = None) -> Iterator[list[tuple[Any, ...]]]:
+    def stream(self, query: Query, *, batch_rows: int = STREAM_ROWS) -> Iterator[list[tuple[Any, ...]]]:
         """Yield the rows of one query in batches, from one snapshot, in bounded memory."""
         declare = sql.SQL("SET LOCAL cursor_tuple_fraction = 1; DECLARE pipeline_rows NO SCROLL CURSOR FOR ")
         with self.transaction(read_only=True) as cursor:
-            cursor.execute(declare + _composable(query), arguments)
+            cursor.execute(declare + _composable(query))
             while True:
-                cursor.execute("FETCH %s FROM pipeline_rows", (STREAM_ROWS,))
+                cursor.execute("FETCH %s FROM pipeline_rows", (batch_rows,))
                 if not (batch := cursor.fetchall()):
                     return
                 yield batch
 
     @contextmanager
     def translated(self) -> Iterator[None]:
-        """Translate the driver's errors inside into PipelineErrors that name this endpoint."""
+        """Translate this connection's errors inside into PipelineErrors that name its endpoint."""
         try:
             yield
         except psycopg2.Error as error:
-            raise translate(error, self.label, lost=self.lost, cancelled=self._cancelled) from error
+            if error.cursor is not None and error.cursor.connection is not self.connection:
+                # Another session's, whose transaction lies around this one: it will say where.
+                raise
+            if self._cancelled or self._silence is None:
+                raise translate(
+                    error, self.label, lost=self.lost, cancelled=self._cancelled, blockers=self.blockers
+                ) from error
+            fact = f"{self.label}: no byte moved for {self._silence:.0f} seconds, the connection was cut"
+            raise UnreachableError(fact, "look whether the server hangs, then run the command again") from error
+
+    def end_backends(self, backends: Sequence[int]) -> None:
+        """End those of these server processes that are still ours."""
+        self.rows(
+            "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity"
+            " WHERE pid = ANY (%s) AND usename = CURRENT_USER AND application_name LIKE 'pipeline %%'",
+            (list(backends),),
+        )
 
     def cancel(self) -> None:
         """Ask the server to cancel the statement under way. May block while the network is dead."""
@@ -124,6 +144,31 @@ class Session:
     def abort(self) -> None:
         """Cut the connection under whatever waits on it; its thread sees a lost connection at once."""
         self._cancelled = True
+        self._shut()
+
+    def cut(self, silence: float) -> None:
+        """Abort for a server that was silent for so many seconds: a lost connection, not a stop."""
+        self._silence = silence
+        self._shut()
+
+    @contextmanager
+    def patient(self) -> Iterator[None]:
+        """Say that statements inside may be long: silence alone is no reason to cut them."""
+        patience, self.pulse.patience = self.pulse.patience, None
+        try:
+            yield
+        finally:
+            self.pulse.patience = patience
+
+    def silence(self) -> float:
+        """Return for how many seconds a thread has waited here without a byte that moved."""
+        try:
+            descriptor = self.connection.fileno()
+        except psycopg2.Error:
+            descriptor = -1
+        return self.pulse.silence(descriptor)
+
+    def _shut(self) -> None:
         with suppress(psycopg2.Error, OSError), socket.socket(fileno=os.dup(self.connection.fileno())) as wire:
             wire.shutdown(socket.SHUT_RDWR)
 
@@ -202,12 +247,14 @@ def _begin_sql(version: int, read_only: bool) -> str:
     if not read_only:
         # A role's default of off would lose acknowledged slices in a crash of the server.
         settings["synchronous_commit"] = "'on'"
-    # Not READ WRITE: that would overrule a database that somebody, or a full disk, made read-only.
-    mode = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" if read_only else "BEGIN"
+    # Not READ WRITE: that would overrule a database that somebody, or a full disk, made read-only. The
+    # level is said because a role may have another default, under which a slice would fail for another's.
+    level = "REPEATABLE READ READ ONLY" if read_only else "READ COMMITTED"
+    mode = f"BEGIN ISOLATION LEVEL {level}"
     return "".join([mode, ";", *(f"SET LOCAL {name} = {value};" for name, value in settings.items())])
 
 
-def _connect(endpoint: Endpoint, purpose: str) -> psycopg2.extensions.connection:
+def _connect(endpoint: Endpoint, purpose: str) -> PulsingConnection:
     keywords: dict[str, Any] = {
         "host": endpoint.host,
         "port": endpoint.port,
@@ -227,7 +274,7 @@ def _connect(endpoint: Endpoint, purpose: str) -> psycopg2.extensions.connection
     if endpoint.password is not None:
         keywords["password"] = endpoint.password.reveal()
     try:
-        connection: psycopg2.extensions.connection = psycopg2.connect(**keywords)
+        connection: PulsingConnection = psycopg2.connect(connection_factory=PulsingConnection, **keywords)
         return connection
     except psycopg2.OperationalError as error:
         text = str(error)
@@ -235,163 +282,7 @@ def _connect(endpoint: Endpoint, purpose: str) -> psycopg2.extensions.connection
         text = type(error).__name__
     # Raised outside the handler, without the driver's exception as its context: a traceback of
     # that one would show the keywords.
-    raise _connect_error(endpoint, text)
-
-
-# What libpq and the server write, by the part that is the same in every release; the fact; the hint.
-_CONNECT_FACTS: tuple[tuple[str, type[PipelineError], str, str], ...] = (
-    ("could not translate host name", UnreachableError, "the host {host!r} is unknown", "check {HOST}"),
-    (
-        "Connection refused",
-        UnreachableError,
-        "nothing answers at {host} port {port}",
-        "check {HOST} and {PORT}, and that the server runs",
-    ),
-    (
-        "timeout expired",
-        UnreachableError,
-        "{host} port {port} did not answer within {timeout} seconds",
-        "check {HOST}, {PORT} and the firewall between",
-    ),
-    (
-        # With scram a server says the same of a role that it does not have.
-        "password authentication failed",
-        RejectedError,
-        "the password of {user!r} was refused, or there is no such role",
-        "check {PASSWORD} (or ~/.pgpass) and {USER}",
-    ),
-    (
-        "no password supplied",
-        RejectedError,
-        "a password is needed for {user}",
-        "set {PASSWORD}, or add a line to ~/.pgpass (mode 0600)",
-    ),
-    ("no pg_hba.conf entry", RejectedError, "pg_hba.conf lets {user} not in from here", "ask for an entry"),
-    (r'database ".*" does not exist', RejectedError, "there is no database {database!r}", "check {DB}"),
-    (r'role ".*" does not exist', RejectedError, "there is no role {user!r}", "check {USER}"),
-    (
-        r'role ".*" is not permitted to log in',
-        RejectedError,
-        "the role {user!r} may not log in",
-        "check {USER}, or ask an administrator for ALTER ROLE with LOGIN",
-    ),
-    (
-        "root certificate file",
-        RejectedError,
-        "the file of certificate authorities is missing or unreadable",
-        "check {SSLROOTCERT}",
-    ),
-    (
-        "does not support SSL|SSL is not enabled",
-        RejectedError,
-        "the server offers no TLS, and {sslmode} asks for it",
-        "check {SSL}",
-    ),
-    (
-        "certificate verify failed|server certificate for|SSL error",
-        RejectedError,
-        "the server's TLS certificate was not accepted (mode {sslmode})",
-        "check {SSL} and {SSLROOTCERT}",
-    ),
-    (
-        "too many clients|remaining connection slots|too many connections",
-        UnreachableError,
-        "the server has no connection free",
-        "lower --workers, or wait",
-    ),
-    (
-        "starting up|shutting down|not yet accepting|in recovery mode",
-        UnreachableError,
-        "the server is starting or stopping",
-        "wait, and run the command again",
-    ),
-)
-
-
-def _places(name: str) -> dict[str, str]:
-    """Return where each part of an endpoint is set, as a hint names it."""
-    parts = ("HOST", "PORT", "USER", "DB", "PASSWORD", "SSL", "SSLROOTCERT")
-    if name == "main":
-        return {part: f"DB_{part}" for part in parts} | {"DB": "DB_NAME"}
-    if name == "legacy":
-        return {part: f"PGVECTOR_{part} (or LEGACY_{part})" for part in parts}
-    return {part: f"the URL's {part.lower()}" for part in parts} | {
-        "DB": "the URL's database",
-        "PASSWORD": "PGPASSWORD",
-        "SSL": "the URL's sslmode",
-    }
-
-
-def _connect_error(endpoint: Endpoint, text: str) -> PipelineError:
-    words = _places(endpoint.name) | {
-        "host": endpoint.host,
-        "port": str(endpoint.port),
-        "user": endpoint.user,
-        "database": endpoint.database,
-        "sslmode": endpoint.sslmode,
-        "timeout": str(CONNECT_TIMEOUT_SECONDS),
-    }
-    for pattern, kind, fact, hint in _CONNECT_FACTS:
-        if re.search(pattern, text):
-            return kind(f"{endpoint.name} ({endpoint.label}): {fact.format(**words)}", hint.format(**words))
-    # The keywords are not a string, so libpq quotes nothing of them but host, port, user and database.
-    line = text.strip().split("\n")[0]
-    if endpoint.password is not None:
-        line = line.replace(endpoint.password.reveal(), "********")
-    return UnreachableError(f"{endpoint.name} ({endpoint.label}): {line}", "pipeline settings shows what is used")
-
-
-_CONFLICT_CODES = frozenset({"40001", "40P01", "55P03"})
-# Data and constraint errors, and what a function raises: their messages quote values of the row.
-_TELLING_CLASSES = frozenset({"22", "23", "38", "39", "P0"})
-_PASSING_CODES = frozenset({"57P01", "57P02", "57P03", "53300", "53400", "08000", "08003", "08006"})
-
-
-def translate(error: psycopg2.Error, where: str, *, lost: bool, cancelled: bool) -> PipelineError:
-    """Turn a driver's error into ours, without the row content that the server puts into messages.
-
-    A lost connection is known by the connection, not by a code: a terminated backend, a timeout of
-    the server and a stopped server all arrive without one.
-    """
-    code = error.pgcode or ""
-    if cancelled:
-        return StoppedError(f"{where}: the statement was cancelled", "run the command again to go on")
-    if code in _PASSING_CODES:
-        return UnreachableError(f"{where}: the server ended the connection ({code})", "run the command again")
-    if lost:
-        return UnreachableError(f"{where}: the connection was lost", "run the command again to go on")
-    if code in _CONFLICT_CODES:
-        return ConflictError(f"{where}: another transaction stood in the way ({code})", "run the command again")
-    message = _safe_message(error)
-    if code == "23505":
-        return DuplicateKeyError(f"{where}: {message}", "pipeline verify names the rows")
-    if code == "57014":
-        return StatementError(f"{where}: {message}", "somebody, or a timeout, cancelled it; run the command again")
-    if code == "42501":
-        return RefusedError(f"{where}: {message}", "grant the right, or use a role that has it")
-    if code == "25006":
-        return RefusedError(f"{where} takes no writes: {message}", "name the primary, or end its read-only mode")
-    if code == "53100":
-        return StatementError(f"{where}: the disk is full ({message})", "free space, then run the command again")
-    return StatementError(f"{where}: {message} (SQLSTATE {code or 'none'})")
-
-
-def _safe_message(error: psycopg2.Error) -> str:
-    """Return the primary message; for data errors only what is known to hold no row content."""
-    primary = str(error.diag.message_primary or "the statement failed").split("\n")[0]
-    code = error.pgcode or ""
-    if code[:2] not in _TELLING_CLASSES or re.fullmatch(r"expected \d+ dimensions, not \d+", primary):
-        return primary
-    named = [
-        f"{what} {name}"
-        for what, name in (
-            ("table", error.diag.table_name),
-            ("column", error.diag.column_name),
-            ("constraint", error.diag.constraint_name),
-        )
-        if name
-    ]
-    return " ".join([type(error).__name__, *named])
+    raise connect_error(endpoint, text)
 
 
 def clock() -> float:

@@ -62,21 +62,33 @@ def comment_sql(index: Index) -> sql.Composable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildPlan:
-    """Settings of one build: bytes of maintenance_work_mem, parallel workers (None: the server's own)."""
+    """Settings of one build: bytes of maintenance_work_mem, and processes beside the first one."""
 
     memory_bytes: int
-    workers: int | None
+    workers: int
 
 
-def plan_build(rows: int, dimensions: int, extension: Extension, server_bytes: int, server_workers: int) -> BuildPlan:
-    """Plan memory and workers of an HNSW build.
+def plan_build(
+    rows: int,
+    dimensions: int,
+    extension: Extension,
+    server: BuildPlan,
+    asked_bytes: int | None = None,
+    asked_workers: int | None = None,
+) -> BuildPlan:
+    """Plan memory and workers of an HNSW build from the ``server``'s own settings and what was asked for.
 
-    A graph of ``rows`` vectors wants 4 bytes a dimension and its links; what it gets is bounded by
-    MAX_BUILD_BYTES, and never below the server's own setting.
+    A graph of ``rows`` vectors wants 4 bytes a dimension and its links; unless more is asked for, it
+    gets up to MAX_BUILD_BYTES, and never less than the server's own setting. A version whose parallel
+    build is dangerous builds with one process, whatever was asked for.
     """
     wanted = rows * (4 * dimensions + GRAPH_BYTES_PER_ROW)
-    memory = max(server_bytes, min(wanted, MAX_BUILD_BYTES), 64 * 1024**2)
-    return BuildPlan(memory_bytes=memory, workers=server_workers if extension.version >= SAFE_PARALLEL_BUILD else 0)
+    memory = max(server.memory_bytes, min(wanted, MAX_BUILD_BYTES))
+    workers = server.workers if asked_workers is None else asked_workers
+    return BuildPlan(
+        memory_bytes=memory if asked_bytes is None else asked_bytes,
+        workers=workers if extension.version >= SAFE_PARALLEL_BUILD else 0,
+    )
 
 
 def build_state(cursor: Cursor, schema: str, name: str) -> str | None:

@@ -1,17 +1,18 @@
 """What a table looks like: columns, types, key, size, rights, and the extension beside it."""
 
 import re
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from psycopg2 import sql
 
 from pipeline.errors import RefusedError
+from pipeline.postgres.columns import Column, read_columns
 from pipeline.postgres.database import Cursor, ServerIdentity, Session, identify
 from pipeline.settings import TableMapping
 
 BLOCK_BYTES = 8192
-VECTOR_TYPES = frozenset({"vector", "halfvec", "sparsevec"})
+# The first version that reads a range of pages as such; before, each range is a scan of the whole heap.
+TID_RANGE_VERSION = 140000
 KINDS = {
     "r": "a table",
     "p": "a partitioned table",
@@ -35,33 +36,30 @@ class Extension:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Column:
-    """One column. ``type`` is the same text on every server for the same type and modifier.
+class Heap:
+    """A relation that rows of a table lie in: the table itself, or a partition. ``bytes`` count TOAST.
 
-    ``dimensions`` is the modifier of a vector type, None for an untyped one and for other types.
-    ``send`` is the schema and name of the function that gives the type's binary form, ``quoted`` the
-    name as a person types it in SQL.
+    ``file`` is the number of its file: another one after a rewrite, which moves rows to other places.
     """
 
+    oid: int
+    file: int
+    schema: str
     name: str
-    type: str
-    base_type: str
-    dimensions: int | None
-    send: tuple[str, str]
-    quoted: str
-    not_null: bool
-    has_default: bool
-    generated: bool
-    may_select: bool
-    may_insert: bool
-    may_update: bool
+    pages: int
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
     """A table as the catalog describes it, with the identity of the server that it was read from.
 
-    The texts that begin with ``quoted`` are names as a person types them in SQL; ``role`` is who asked.
+    ``heaps`` are where its rows lie, one for each partition; they are empty for what has no pages and
+    no ``xmin`` of its own (a view, a foreign table, another access method). ``inherited`` says that other
+    tables inherit from it, whose rows would be read with its own. ``encoding`` is the database's. The texts
+    that begin with ``quoted`` are names as a person types them in SQL; ``role`` is who asked. ``left_out``
+    is the condition of rows that are neither read nor compared; None: there is none. ``version`` is the
+    server's (130023 is 13.23), ``peer_version`` that of the server whose table this one is compared with.
     """
 
     server: ServerIdentity
@@ -72,7 +70,9 @@ class Table:
     kind: str
     columns: tuple[Column, ...]
     key: tuple[str, ...]
-    pages: int
+    heaps: tuple[Heap, ...]
+    inherited: bool
+    encoding: str
     bytes: int
     rows_estimate: int
     owned: bool
@@ -85,6 +85,9 @@ class Table:
     quoted_schema: str
     quoted_database: str
     quoted_role: str
+    version: int
+    peer_version: int | None = None
+    left_out: sql.Composable | None = None
 
     @property
     def qualified(self) -> str:
@@ -95,6 +98,45 @@ class Table:
     def identifier(self) -> sql.Identifier:
         """Return the quoted, qualified name for SQL."""
         return sql.Identifier(self.schema, self.name)
+
+    @property
+    def scanned(self) -> sql.Composable:
+        """Return what FROM names to read every row that is not left out, under the alias ``r``."""
+        return self.rows_sql("r")
+
+    def rows_sql(self, alias: str, relation: tuple[str, str] | None = None) -> sql.Composable:
+        """Return what FROM names: ONLY where a table has rows of its own, or ``relation``, one of its heaps.
+
+        Where rows are left out it is a subquery, which the planner flattens: a condition on ctid is a
+        TID range scan all the same.
+        """
+        own = self.kind == "r" or relation is not None
+        place = self.identifier if relation is None else sql.Identifier(*relation)
+        rows = sql.SQL("ONLY {}").format(place) if own else place
+        if self.left_out is not None:
+            system = sql.SQL("ctid, xmin, " if self.heaps else "")
+            rows = sql.SQL("(SELECT {}* FROM {} WHERE ({}) IS NOT TRUE)").format(system, rows, self.left_out)
+        return sql.SQL("{} AS {}").format(rows, sql.Identifier(alias))
+
+    def only_left_out(self) -> "Table":
+        """Return the table of those rows alone that are left out here."""
+        condition = sql.SQL("true") if self.left_out is None else sql.SQL("({}) IS NOT TRUE").format(self.left_out)
+        return replace(self, left_out=condition)
+
+    @property
+    def pages(self) -> int:
+        """Return the number of pages of all heaps, TOAST not among them."""
+        return sum(heap.pages for heap in self.heaps)
+
+    @property
+    def paged(self) -> bool:
+        """Return whether its rows are read by ranges of pages, and not by ranges of its key."""
+        return bool(self.heaps) and self.version >= TID_RANGE_VERSION
+
+    @property
+    def common_version(self) -> int:
+        """Return the older one's version, of the server and of the one that it is compared with."""
+        return self.version if self.peer_version is None else min(self.version, self.peer_version)
 
     def column(self, name: str) -> Column | None:
         """Return the column of that name, if there is one."""
@@ -116,9 +158,10 @@ def read_table(cursor: Cursor, mapping: TableMapping, session: Session) -> Table
     row = cursor.fetchone()
     if row is None:
         raise _missing(cursor, mapping, session)
-    oid, kind, total, pages, estimate, owned, secured, may_use_schema, may_delete, may_stage, *names = row
+    oid, kind, encoding, owned, secured, may_use_schema, may_delete, may_stage, *names = row
     role, quoted_schema, quoted_name, quoted_database, quoted_role = names
     extension = read_extension(cursor)
+    heaps, inherited, estimate = _read_heaps(cursor, oid, kind)
     return Table(
         server=identify(cursor),
         extension=extension,
@@ -126,11 +169,13 @@ def read_table(cursor: Cursor, mapping: TableMapping, session: Session) -> Table
         schema=mapping.schema,
         name=mapping.table,
         kind=kind,
-        columns=_read_columns(cursor, oid),
+        columns=read_columns(cursor, oid),
         key=_read_key(cursor, oid),
-        pages=pages,
-        bytes=total,
-        rows_estimate=max(0, int(estimate)),
+        heaps=heaps,
+        inherited=inherited,
+        encoding=encoding,
+        bytes=sum(heap.bytes for heap in heaps),
+        rows_estimate=estimate,
         owned=owned,
         row_security=secured,
         may_use_schema=may_use_schema,
@@ -141,6 +186,7 @@ def read_table(cursor: Cursor, mapping: TableMapping, session: Session) -> Table
         quoted_schema=quoted_schema,
         quoted_database=quoted_database,
         quoted_role=quoted_role,
+        version=session.version,
     )
 
 
@@ -156,15 +202,9 @@ def read_extension(cursor: Cursor) -> Extension | None:
     return Extension(schema=row[0], version=tuple(int(part) for part in re.findall(r"\d+", row[1])))
 
 
-# Sizes of the file now, not of the last ANALYZE. A role without USAGE on the schema sees the row too.
+# A role without USAGE on the schema sees the row too.
 _TABLE_SQL = """
-SELECT c.oid::pg_catalog.int8, c.relkind::pg_catalog.text,
-       CASE WHEN c.relkind IN ('r', 'm') THEN pg_catalog.pg_table_size(c.oid) ELSE 0 END,
-       CASE WHEN c.relkind IN ('r', 'm') THEN pg_catalog.pg_relation_size(c.oid)
-           / pg_catalog.current_setting('block_size')::pg_catalog.int8 ELSE 0 END,
-       CASE WHEN c.relpages > 0 AND c.reltuples > 0 THEN c.reltuples / c.relpages
-           * (pg_catalog.pg_relation_size(c.oid) / pg_catalog.current_setting('block_size')::pg_catalog.int8)
-           ELSE 0 END,
+SELECT c.oid::pg_catalog.int8, c.relkind::pg_catalog.text, pg_catalog.getdatabaseencoding()::pg_catalog.text,
        pg_catalog.pg_has_role(c.relowner, 'USAGE'),
        pg_catalog.row_security_active(c.oid),
        pg_catalog.has_schema_privilege(n.oid, 'USAGE'),
@@ -176,48 +216,46 @@ FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamesp
 WHERE n.nspname = %(schema)s AND c.relname = %(name)s AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
 """
 
-_COLUMNS_SQL = """
-SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), t.typname,
-       CASE WHEN e.oid IS NOT NULL AND a.atttypmod > 0 THEN a.atttypmod END,
-       e.oid IS NOT NULL, sn.nspname, sp.proname, a.attnotnull, a.atthasdef OR a.attidentity <> '',
-       a.attgenerated <> '', pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'SELECT'),
-       pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'INSERT'),
-       pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'UPDATE'), pg_catalog.quote_ident(a.attname)
-FROM pg_catalog.pg_attribute a
-JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
-JOIN pg_catalog.pg_proc sp ON sp.oid = t.typsend
-JOIN pg_catalog.pg_namespace sn ON sn.oid = sp.pronamespace
-LEFT JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_type'::pg_catalog.regclass AND d.objid = t.oid
-     AND d.deptype = 'e' AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass
-LEFT JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid AND e.extname = 'vector'
-WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
+# The table and all below it; what only divides has no rows. Sizes of the files now, not of the last ANALYZE.
+_HEAPS_SQL = """
+WITH RECURSIVE tree AS (
+    SELECT %(oid)s::pg_catalog.oid AS oid
+    UNION ALL SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid)
+SELECT c.oid::pg_catalog.int8, coalesce(pg_catalog.pg_relation_filenode(c.oid), 0)::pg_catalog.int8,
+       n.nspname, c.relname,
+       c.relkind IN ('r', 'm') AND (c.relam = 0 OR m.amname = 'heap') AND (c.oid = %(oid)s
+           OR pg_catalog.has_table_privilege(c.oid, 'SELECT') AND NOT pg_catalog.row_security_active(c.oid)
+           AND pg_catalog.has_schema_privilege(n.oid, 'USAGE')),
+       CASE WHEN c.relkind IN ('r', 'm') THEN pg_catalog.pg_relation_size(c.oid)
+           / pg_catalog.current_setting('block_size')::pg_catalog.int8 ELSE 0 END,
+       CASE WHEN c.relkind IN ('r', 'm') THEN pg_catalog.pg_table_size(c.oid) ELSE 0 END,
+       CASE WHEN c.relpages > 0 AND c.reltuples > 0 AND c.relkind IN ('r', 'm') THEN c.reltuples / c.relpages
+           * (pg_catalog.pg_relation_size(c.oid) / pg_catalog.current_setting('block_size')::pg_catalog.int8)
+           ELSE 0 END
+FROM tree JOIN pg_catalog.pg_class c ON c.oid = tree.oid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN pg_catalog.pg_am m ON m.oid = c.relam
+WHERE c.relkind <> 'p' ORDER BY c.oid
 """
 
 
-def _read_columns(cursor: Cursor, oid: int) -> tuple[Column, ...]:
-    cursor.execute(_COLUMNS_SQL, {"oid": oid})
-    return tuple(_column(row) for row in cursor.fetchall())
-
-
-def _column(row: tuple[Any, ...]) -> Column:
-    name, formatted, base, dimensions, of_vector, send_schema, send_name, *facts = row
-    not_null, has_default, generated, may_select, may_insert, may_update, quoted = facts
-    # The extension lives in another schema on each side; its types are the same all the same.
-    vector_type = f"{base}({dimensions})" if dimensions else base
-    return Column(
-        name=name,
-        type=vector_type if of_vector else formatted,
-        base_type=base,
-        dimensions=dimensions,
-        send=(send_schema, send_name),
-        quoted=quoted,
-        not_null=not_null,
-        has_default=has_default,
-        generated=generated,
-        may_select=may_select,
-        may_insert=may_insert,
-        may_update=may_update,
+def _read_heaps(cursor: Cursor, oid: int, kind: str) -> tuple[tuple[Heap, ...], bool, int]:
+    """Return where the rows lie, whether other tables inherit from an ordinary one, and about how many rows."""
+    cursor.execute(_HEAPS_SQL, {"oid": oid})
+    found = cursor.fetchall()
+    # One part that has no pages, or that only its parent may read, is enough: then the whole is read by key.
+    paged = all(row[4] for row in found)
+    heaps = tuple(
+        Heap(oid=part, file=file, schema=schema, name=name, pages=pages, bytes=size)
+        for part, file, schema, name, _, pages, size, _ in found
+        if paged
     )
+    return heaps, kind == "r" and len(found) > 1, int(sum(row[7] for row in found))
+
+
+def heap_files(cursor: Cursor, table: Table) -> tuple[int, ...]:
+    """Return the numbers of the heaps' files as they are now, in the order of ``heaps``."""
+    cursor.execute(_HEAPS_SQL, {"oid": table.oid})
+    return tuple(row[1] for row in cursor.fetchall())
 
 
 # The primary key, else a unique index that can stand for one: whole, plain, immediate, never null.

@@ -26,6 +26,20 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def time_left(seconds: float) -> str:
+    """Return a time that is only estimated, as coarse as it deserves: ``25 s``, ``3 min 20 s``, ``2 h 10 min``."""
+    if not math.isfinite(seconds):
+        return "?"
+    if seconds < 10:
+        return f"{math.ceil(max(1.0, seconds))} s"
+    for below, step in ((60, 5), (600, 10)):
+        if seconds < below:
+            return duration(round(seconds / step) * step)
+    if seconds < 3570:
+        return f"{round(seconds / 60)} min"
+    return duration(round(seconds / 600) * 600)
+
+
 def rate(count: float, seconds: float) -> str:
     """Return bytes per second as text, or ``-`` where no time has passed."""
     return f"{size(count / seconds)}/s" if seconds > 0 else "-"

@@ -1,17 +1,21 @@
-"""A long command without a terminal: structured log lines on stderr, and a heartbeat every few seconds."""
+"""A long command without a terminal: structured log lines on stderr, and now and then one that says where it is."""
 
 import logging
 import sys
+import threading
+import time
 from types import TracebackType
 
 import structlog
 
 from pipeline import events
+from pipeline.show.board import Board
 from pipeline.show.figures import printable
+from pipeline.show.ticker import Ticker
 from pipeline.show.words import event_line
 
-# A line at least this often while rows move, so that a log shows a copy that lives.
-HEARTBEAT_SECONDS = 5.0
+# How often a log shows that the command lives: often at first, then at a tenth of the time that it has taken.
+SOONEST_SECONDS, LATEST_SECONDS, SHARE = 5.0, 60.0, 0.1
 
 
 def configure(*, as_json: bool = False, verbose: bool = False) -> None:
@@ -32,46 +36,52 @@ def configure(*, as_json: bool = False, verbose: bool = False) -> None:
 
 
 class LogObserver:
-    """Write events as log lines."""
+    """Write events as log lines. What happens thousands of times, like a slice, has none of its own."""
 
     def __init__(self) -> None:
         self._log = structlog.get_logger()
-        self._said = 0.0
-        self._said_index = 0.0
+        self._board = Board()
+        self._began = self._said = time.monotonic()
+        self._lock = threading.Lock()
+        self._ticker = Ticker(lambda: self.tick(time.monotonic()), self._tell)
+        self.ask = self._ticker.ask
 
     def __enter__(self) -> "LogObserver":
+        self._ticker.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        return None
+        self._ticker.stop()
+
+    def forget(self) -> None:
+        """Do nothing: nothing is drawn here."""
 
     def on(self, event: events.Event) -> None:
         """Take one event."""
-        match event:
-            case events.Progress():
-                if event.seconds - self._said >= HEARTBEAT_SECONDS:
-                    self._said = event.seconds
-                    self._log.info(
-                        "copying",
-                        rows=event.rows,
-                        slices=event.slices,
-                        mb=round(event.bytes / 1e6, 1),
-                        mb_per_s=round(event.bytes / 1e6 / event.seconds, 1),
-                    )
-            case events.IndexProgress():
-                if event.seconds - self._said_index >= HEARTBEAT_SECONDS or event.seconds < self._said_index:
-                    self._said_index = event.seconds
-                    done = None if event.fraction is None else round(event.fraction * 100)
-                    self._log.info("building index", name=event.name, phase=event.phase, percent=done)
-            case events.Warned() | events.Retrying():
-                self._log.warning(_one_line(event))
-            case events.CheckDone():
-                self._log.info("check", name=event.name, verdict=event.verdict, summary=event.summary)
-            case _:
-                if line := _one_line(event):
-                    self._log.info(line)
+        self._board.take(event, time.monotonic())
+        with self._lock:
+            match event:
+                case events.Warned() | events.Retrying():
+                    self._log.warning(_one_line(event))
+                case events.CheckDone():
+                    self._log.info("check", name=event.name, verdict=event.verdict, summary=event.summary)
+                case _:
+                    if line := _one_line(event):
+                        self._log.info(line)
+
+    def tick(self, now: float) -> None:
+        """Say where the work is, where the last time is long enough ago."""
+        if now - self._said < min(LATEST_SECONDS, max(SOONEST_SECONDS, SHARE * (now - self._began))):
+            return
+        self._said = now
+        with self._lock:
+            self._log.info(self._board.what, **self._board.figures(now))
+
+    def _tell(self) -> None:
+        with self._lock:
+            self._log.info(self._board.sentence(time.monotonic()))
 
 
 def _one_line(event: events.Event) -> str:

@@ -15,7 +15,8 @@ from rich.text import Text
 from pipeline.events import CheckDone
 from pipeline.settings import Origin
 from pipeline.show.figures import duration, printable, size
-from pipeline.status import State
+from pipeline.status import RunState, State
+from pipeline.wording import counted
 
 SCHEMA_VERSION = 1
 
@@ -39,7 +40,10 @@ _STYLES = {"pass": "green", "fail": "bold red", "partial": "bold yellow", "done"
 
 def print_json(document: dict[str, Any]) -> None:
     """Print one JSON document, with the version of its schema."""
-    text = json.dumps({"schema_version": SCHEMA_VERSION, **document}, ensure_ascii=False, indent=2, default=_encode)
+    # Where stdout cannot say every character, JSON has its own way to.
+    ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
+    whole = {"schema_version": SCHEMA_VERSION, **document}
+    text = json.dumps(whole, ensure_ascii=ascii_only, indent=2, default=_encode)
     sys.stdout.write(text + "\n")
 
 
@@ -60,7 +64,8 @@ def _console() -> Console:
     return Console(highlight=False, width=wide)
 
 
-def _print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> None:
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> None:
+    """Print a table without lines, as wide as its place; ``right`` are the columns that end at the same edge."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
@@ -74,7 +79,7 @@ def _print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: S
 
 def print_settings(origins: Sequence[Origin], endpoints: dict[str, str]) -> None:
     """Print every variable with its value and place, then what the two endpoints resolve to."""
-    _print_table(("variable", "value", "from"), [(o.variable, o.shown, o.where) for o in origins])
+    print_table(("variable", "value", "from"), [(o.variable, o.shown, o.where) for o in origins])
     print_text("")
     for name, label in endpoints.items():
         print_text(f"{name:<7} {label}")
@@ -82,11 +87,14 @@ def print_settings(origins: Sequence[Origin], endpoints: dict[str, str]) -> None
 
 def print_checks(results: Sequence[CheckDone]) -> None:
     """Print verdicts, the keys that differ, and the queries that disagree."""
-    _print_table(
+    print_table(
         ("check", "verdict", "what was found", "time"),
         [(r.name, r.verdict, r.summary, duration(r.seconds)) for r in results],
         right=("time",),
     )
+    failed = [result.name for result in results if result.verdict != "pass"]
+    print_text("")
+    print_text(f"verdict: fail ({', '.join(failed)})" if failed else "verdict: pass")
     for result in results:
         keys = result.figures.get("keys")
         if isinstance(keys, list) and keys:
@@ -94,12 +102,12 @@ def print_checks(results: Sequence[CheckDone]) -> None:
             print_text("")
             title = f"differing keys ({len(keys)} of {total:,}):" if isinstance(total, int) else "differing keys:"
             print_text(title)
-            _print_table(("difference", "key"), [(str(k["kind"]), str(k["key"])) for k in keys])
+            print_table(("difference", "key"), [(str(k["kind"]), str(k["key"])) for k in keys])
         disagreements = result.figures.get("disagreements")
         if isinstance(disagreements, list) and disagreements:
             print_text("")
             print_text("queries answered differently:")
-            _print_table(("query", "reason"), [(str(d["query"]), str(d["reason"])) for d in disagreements])
+            print_table(("query", "reason"), [(str(d["query"]), str(d["reason"])) for d in disagreements])
 
 
 def print_state(state: State) -> None:
@@ -107,7 +115,7 @@ def print_state(state: State) -> None:
     if not state.runs:
         print_text("no run yet. next: pipeline copy --from legacy --to main")
         return
-    _print_table(
+    print_table(
         ("run", "phase", "slices", "rows", "size", "indexes", "began", "table"),
         [
             (
@@ -116,8 +124,8 @@ def print_state(state: State) -> None:
                 f"{run.slices_done}/{run.slices}",
                 f"{run.rows:,}",
                 size(run.bytes),
-                f"{run.indexes_missing} to build" if run.indexes_missing else f"{run.indexes_deferred} built",
-                _moment(run.started),
+                _indexes(run),
+                moment(run.started),
                 run.table,
             )
             for run in state.runs
@@ -127,15 +135,27 @@ def print_state(state: State) -> None:
     print_text("")
     for run in state.runs:
         held = f", held by {run.holder}" if run.holder else ""
-        print_text(f"run {run.id}: {run.source} -> {run.target}{held}")
+        aside = f", {counted(run.quarantined, 'row')} in quarantine" if run.quarantined else ""
+        print_text(f"run {run.id}: {run.source} -> {run.target}{held}{aside}")
         if run.phase == "interrupted":
+            if run.indexes_missing:
+                print_text(f"until it has ended, {run.table} is without {counted(run.indexes_missing, 'index')}")
             print_text("next: pipeline copy --from legacy --to main, which goes on where it was")
+    latest = state.runs[0]
+    if latest.finished is not None and not any(verdict.at > latest.finished for verdict in state.verdicts):
+        print_text("next: pipeline verify; it has not been run since")
     if state.verdicts:
         print_text("")
-        _print_table(
+        print_table(
             ("check", "verdict", "what was found", "at"),
-            [(v.check, v.verdict, v.summary, _moment(v.at)) for v in state.verdicts],
+            [(v.check, v.verdict, v.summary, moment(v.at)) for v in state.verdicts],
         )
+
+
+def _indexes(run: RunState) -> str:
+    if run.indexes_missing:
+        return f"{run.indexes_missing} to build"
+    return f"{run.indexes_deferred} built" if run.indexes_deferred else "-"
 
 
 def print_hits(hits: Sequence[Found]) -> None:
@@ -152,5 +172,6 @@ def print_hits(hits: Sequence[Found]) -> None:
         )
 
 
-def _moment(at: datetime) -> str:
+def moment(at: datetime) -> str:
+    """Return a moment in UTC, to the second."""
     return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")

@@ -202,9 +202,6 @@ class Refusal:
     hint: str
 
 
-PARTITIONED = """DROP TABLE embeddings; CREATE TABLE embeddings (id uuid PRIMARY KEY, content text, metadata jsonb,
-    embedding vector(3)) PARTITION BY HASH (id); CREATE TABLE part PARTITION OF embeddings
-    FOR VALUES WITH (MODULUS 1, REMAINDER 0)"""
 UNTYPED = "ALTER TABLE embeddings ALTER embedding TYPE vector"
 REFUSALS = {
     "legacy has no such table": Refusal(
@@ -250,9 +247,9 @@ REFUSALS = {
         fact=r"\Aerror: legacy's public\.embeddings has no column 'content'; it has id, body, metadata, embedding\Z",
         hint="set PGVECTOR_COL_CONTENT to the name",
     ),
-    "metadata is json": Refusal(
-        legacy="ALTER TABLE embeddings ALTER metadata TYPE json",
-        fact="column metadata is json on legacy and jsonb on main",
+    "metadata is text": Refusal(
+        legacy="ALTER TABLE embeddings ALTER metadata TYPE text",
+        fact="column metadata is text on legacy and jsonb on main",
         hint="same type",
     ),
     "content is bytea": Refusal(
@@ -291,18 +288,16 @@ REFUSALS = {
         fact=r"the keys differ: \(id, content\) on legacy, \(id\) on main",
         hint="same primary key",
     ),
-    "legacy has a view": Refusal(
-        legacy="ALTER TABLE embeddings RENAME TO store; CREATE VIEW embeddings AS SELECT * FROM store",
-        fact=r"\Aerror: legacy's public\.embeddings is a view; only ordinary tables are copied\Z",
-        hint="name the table itself in PGVECTOR_TABLE",
+    "main has a view": Refusal(
+        main="ALTER TABLE embeddings RENAME TO store; CREATE VIEW embeddings AS SELECT * FROM store",
+        fact=r"\Aerror: main's public\.embeddings is a view; rows are copied into ordinary tables only\Z",
+        hint="name an ordinary table in PGVECTOR_TABLE",
     ),
-    "legacy has a materialized view": Refusal(
-        legacy="ALTER TABLE embeddings RENAME TO store; CREATE MATERIALIZED VIEW embeddings AS SELECT * FROM store",
-        fact=r"\Aerror: legacy's public\.embeddings is a materialized view",
+    "main is partitioned": Refusal(
+        main="""DROP TABLE embeddings; CREATE TABLE embeddings (id uuid PRIMARY KEY, content text, metadata jsonb,
+            embedding vector(3)) PARTITION BY HASH (id)""",
+        fact=r"\Aerror: main's public\.embeddings is a partitioned table; rows are copied into ordinary tables only\Z",
         hint="PGVECTOR_TABLE",
-    ),
-    "legacy is partitioned": Refusal(
-        legacy=PARTITIONED, fact=r"\Aerror: legacy's public\.embeddings is a partitioned table", hint="PGVECTOR_TABLE"
     ),
     "only legacy has a column": Refusal(
         legacy="ALTER TABLE embeddings ADD collection_id uuid",
@@ -314,14 +309,15 @@ REFUSALS = {
         fact="main's column tenant is NOT NULL without a default, and legacy has no such column",
         hint=r"on main: ALTER TABLE public\.embeddings ALTER COLUMN tenant DROP NOT NULL",
     ),
-    "main is not empty": Refusal(
-        main=ROWS.format(3),
-        fact=r"main \(\S+\)'s public\.embeddings is not empty: 3 rows that no run brought",
-        hint=r"TRUNCATE public\.embeddings",
+    "a row of main has a key of legacy's": Refusal(
+        legacy="UPDATE embeddings SET id = md5('1')::uuid WHERE (metadata->>'n')::int = 1",
+        main="INSERT INTO public.embeddings (id, content) VALUES (md5('1')::uuid, 'other')",
+        fact=r"main \(\S+\)'s public\.embeddings has 1 row with a key of the source's and other content",
+        hint=r"--on-conflict keep \(they stay\), or --on-conflict overwrite",
     ),
     "two things are wrong": Refusal(
-        legacy="ALTER TABLE embeddings ALTER metadata TYPE json, DROP CONSTRAINT embeddings_pkey",
-        fact=r"(?s)has no key.*column metadata is json",
+        legacy="ALTER TABLE embeddings ALTER metadata TYPE text, DROP CONSTRAINT embeddings_pkey",
+        fact=r"(?s)has no key.*column metadata is text",
         hint="(?s)ADD PRIMARY KEY.*same type",
     ),
 }

@@ -343,3 +343,15 @@ def test_rows_that_change_on_legacy_meanwhile_are_brought_after(
     assert figures["rows"] == legacy.value("SELECT count(*) FROM public.embeddings")
     assert content(small) == content(legacy)
     pipeline("verify", env=env).expect(0)
+
+
+def test_rows_of_many_megabytes_arrive(legacy: Database, small: Database, env: dict[str, str]) -> None:
+    for megabytes in (1, 5, 20):
+        legacy.execute(
+            "UPDATE public.embeddings SET content = (SELECT string_agg(md5(part::text), '')"
+            " FROM generate_series(1, %s) AS part) WHERE id = md5('row' || %s)::uuid",
+            megabytes * 2**20 // 32,
+            megabytes,
+        )
+    copy(env).expect(0)
+    assert content(small) == content(legacy)

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.check.changes import changed_keys, key_sums, keys_in_buckets
+from pipeline.check.changes import changed_keys, count_rows_and_changes, key_sums
+from pipeline.check.digests import open_buckets
 from pipeline.endpoints import Endpoint, Secret
 from pipeline.errors import StatementError
 from pipeline.postgres.database import Session, horizon
@@ -123,5 +124,13 @@ def test_key_sums_are_equal_on_both_versions_and_show_a_delete(
         empty_main.execute("DELETE FROM public.embeddings WHERE id = %s", key(legacy, 17))
         buckets = here.differing(key_sums(session, mirrored))
         assert len(buckets) == 1
-        missing = keys_in_buckets(*side, buckets) - keys_in_buckets(session, mirrored, buckets)
-        assert missing == {(key(legacy, 17),)}
+        found = list(open_buckets(side, (session, mirrored), (), buckets))
+        assert [(one.kind, one.key) for one in found] == [("missing", (key(legacy, 17),))]
+
+
+def test_one_scan_counts_rows_and_changes(legacy: Database, side: tuple[Session, Table]) -> None:
+    since = now(side[0])
+    assert count_rows_and_changes(*side, since) == (500, 0)
+    legacy.execute("UPDATE public.embeddings SET content = 'x' WHERE id = %s", key(legacy, 1))
+    legacy.execute("DELETE FROM public.embeddings WHERE id = %s", key(legacy, 2))
+    assert count_rows_and_changes(*side, since) == (499, 1)

@@ -424,7 +424,7 @@ def test_script_names_the_schema_where_pgvector_is(empty_main: Database) -> None
 
 
 def test_downgrade_script_keeps_rows_runs_and_adopted_tables(main: Database, empty_main: Database) -> None:
-    script = run("alembic", "downgrade", "0004:base", "--sql", env=clean_environment()).expect(0).out
+    script = run("alembic", "downgrade", f"{REVISION}:base", "--sql", env=clean_environment()).expect(0).out
     run_id = main.value(RUN)
     assert "a run is unfinished" in psql(main, script).stderr
     main.execute("UPDATE pipeline.run SET abandoned_at = now() WHERE id = %s", run_id)
@@ -570,7 +570,7 @@ def test_failure_is_two_lines_and_an_exit_code(empty_main: Database, case: str, 
     assert len(outcome.err.splitlines()) == 2
 
 
-@pytest.mark.parametrize("option", ["drop_row=yes", "drop_rows=no", "drop_rows"])
+@pytest.mark.parametrize("option", ["drop_row=yes", "drop_rows=no", "drop_rows", "adopt=no"])
 def test_unknown_option_is_refused_as_usage(main: Database, option: str) -> None:
     lines = error_lines(alembic(main, "-x", option, "downgrade", "base").expect(EXIT_USAGE))
     assert "drop_rows=yes" in lines

@@ -13,13 +13,14 @@ PIPELINE, ALEMBIC = ROOT / "pipeline", ROOT / "alembic"
 MAX_LINES = 400
 ENGINE = frozenset({"postgres", "ledger", "check", "move", "cutover"})
 # What each part may import of ours, itself aside. A part is a folder, or a module beside the folders.
-BASE = frozenset({"wording", "errors", "events", "options"})
+BASE = frozenset({"wording", "errors", "events", "options", "failpoints"})
 SETTINGS = BASE | {"envfile", "endpoints", "settings"}
 ALLOWED: Mapping[str, frozenset[str]] = {
     "wording": frozenset(),
     "errors": frozenset(),
     "events": frozenset({"errors"}),
     "options": frozenset({"errors"}),
+    "failpoints": frozenset({"errors"}),
     "envfile": BASE,
     "endpoints": BASE | {"envfile"},
     "settings": BASE | {"envfile", "endpoints"},
@@ -31,7 +32,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "status": SETTINGS | {"postgres", "ledger", "check", "move", "cutover"},
     "search": SETTINGS,
     "migration": SETTINGS | {"postgres", "search"},
-    "show": frozenset({"wording", "errors", "events", "settings", "status", "search"}),
+    "show": frozenset({"wording", "errors", "events", "settings", "check", "status", "search"}),
     "demo": SETTINGS,
     "cli": SETTINGS | {"postgres", "ledger", "check", "move", "cutover", "status", "search", "show", "demo"},
     "__main__": frozenset({"cli"}),
@@ -146,6 +147,18 @@ def spoken(root: Path, parts: frozenset[str] = ENGINE) -> Iterator[str]:
                 yield f"{path.relative_to(root)}:{line} imports {name}"
 
 
+def wall_clocks(root: Path) -> Iterator[str]:
+    """Yield every reading of this host's wall clock in the engine: it jumps, and differs from the servers'."""
+    for path in modules(root):
+        if part_of(path, root) not in ENGINE:
+            continue
+        for node in ast.walk(tree_of(path)):
+            if not (isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)):
+                continue
+            if f"{node.value.id}.{node.attr}" in {"time.time", "datetime.now", "datetime.utcnow", "date.today"}:
+                yield f"{path.relative_to(root)}:{node.lineno} reads the wall clock"
+
+
 def begins_as_sql(text: object) -> bool:
     return isinstance(text, str) and SQL_BEGINNING.match(text) is not None
 
@@ -207,6 +220,10 @@ def test_engine_never_speaks_for_itself() -> None:
     assert list(spoken(PIPELINE)) == []
 
 
+def test_engine_decides_by_no_wall_clock() -> None:
+    assert list(wall_clocks(PIPELINE)) == []
+
+
 def test_alembic_folder_does_not_shadow_the_library() -> None:
     assert not (ALEMBIC / "__init__.py").exists()
 
@@ -265,6 +282,7 @@ PLANTED: dict[str, tuple[Callable[[Path], Iterator[str]], str, str]] = {
     "small letters": (made_sql, "move/x.py", "def f(t):\n    return f'select id from {t}'"),
     "format": (made_sql, "move/x.py", "def f(t):\n    return 'ALTER TABLE {}'.format(t)"),
     "a constant that is none": (made_sql, "move/x.py", "import os\nT = os.sep\nSQL = f'COPY {T} TO STDOUT'"),
+    "wall clock": (wall_clocks, "ledger/x.py", "import time\nx = time.time()"),
     "length": (too_long, "move/x.py", "x = 1\n" * (MAX_LINES + 1)),
 }
 
@@ -291,7 +309,7 @@ def query(t: str) -> sql.Composable:
 '''
 
 
-@pytest.mark.parametrize("rule", [wrong_ways, through_walls, guarded_imports, spoken, made_sql, too_long])
+@pytest.mark.parametrize("rule", [wrong_ways, through_walls, guarded_imports, spoken, wall_clocks, made_sql, too_long])
 def test_checker_lets_the_innocent_be(rule: Callable[[Path], Iterator[str]], tmp_path: Path) -> None:
     (tmp_path / "pipeline" / "move").mkdir(parents=True)
     (tmp_path / "pipeline" / "move" / "x.py").write_text(INNOCENT)

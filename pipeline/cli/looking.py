@@ -1,0 +1,68 @@
+"""Commands that look: at the settings, at the state of the runs, and at main as the application will."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from pipeline.cli.parameters import env_file_option, json_option
+from pipeline.errors import SettingsError
+from pipeline.settings import Settings
+
+
+@click.command(name="settings")
+@env_file_option
+@json_option
+def settings_command(env_file: Path | None, as_json: bool) -> None:
+    """Show every setting, where it came from, and what the endpoints resolve to."""
+    from pipeline.show.tables import print_json, print_settings
+
+    settings = Settings.load(env_file)
+    endpoints: dict[str, str] = {}
+    for name in ("legacy", "main"):
+        try:
+            endpoints[name] = settings.endpoint(name).label
+        except SettingsError as error:
+            endpoints[name] = f"incomplete: {error.fact}"
+    origins = list(settings.origins())
+    if as_json:
+        print_json({"settings": [asdict(origin) for origin in origins], "endpoints": endpoints})
+    else:
+        print_settings(origins, endpoints)
+
+
+@click.command()
+@env_file_option
+@click.option("--to", "target", default="main", show_default=True, help="The target: main, or a URL.")
+@json_option
+def status(env_file: Path | None, target: str, as_json: bool) -> None:
+    """Show runs, their progress, and the last verdicts, from the ledger on main."""
+    from pipeline.show.tables import print_json, print_state
+    from pipeline.status import read_state
+
+    state = read_state(Settings.load(env_file).endpoint(target))
+    if as_json:
+        print_json(asdict(state))
+    else:
+        print_state(state)
+
+
+@click.command()
+@click.argument("text")
+@env_file_option
+@click.option("--k", type=click.IntRange(1, 1_000), default=4, show_default=True, help="Return this many passages.")
+@json_option
+def search(text: str, env_file: Path | None, k: int, as_json: bool) -> None:
+    """Search main for TEXT, as the application will: embedded by Ollama, nearest first."""
+    from pipeline.search.embedders import OllamaEmbedder
+    from pipeline.search.repository import EmbeddingRepository, engine_for
+    from pipeline.show.tables import print_hits, print_json
+
+    settings = Settings.load(env_file)
+    engine = engine_for(settings.endpoint("main"))
+    embedder = OllamaEmbedder(settings.ollama_url, settings.ollama_model, settings.dimensions)
+    hits = EmbeddingRepository(engine, settings.table, embedder).search(text, k)
+    if as_json:
+        print_json({"query": text, "hits": [{**asdict(hit), "id": str(hit.id)} for hit in hits]})
+    else:
+        print_hits(hits)
