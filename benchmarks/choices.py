@@ -19,6 +19,8 @@ INSERT_ROWS = 20_000
 # What --all takes of --latency: what the proxy itself costs, and a distance.
 ALL_LATENCIES = (0.0, 20.0)
 MAX_LATENCY_MS = 10_000
+# Two slices of the finest take a table of more than 2 MiB.
+LEAST_LEDGER_ROWS = 500
 # Updated, deleted and new rows take at least one of two rows in ten.
 LEAST_CHANGES_ROWS = 10
 
@@ -98,7 +100,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="how much a copy repeats that is killed and run again")
     changes = f"the time of the checks before a copy, and of the pass that brings {CHANGED_ROWS} changed rows"
     parser.add_argument("--changes", action="store_true", help=changes)
-    only = "let only these take turns, by name or pattern (raw-*,copy-2@20ms); an empty one leaves the studies alone"
+    only = "let only these take turns, by name or pattern (raw-*,copy-2@20ms); an empty list: only studies"
     parser.add_argument("--only", type=_patterns, metavar="NAME[,NAME...]", help=only)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to FILE as JSON")
 
@@ -109,6 +111,8 @@ def _fault(choices: Choices) -> str | None:
         return f"argument --json: there is no folder {choices.json.parent}"
     if not CAN_DROP and any(scene.cold for scene in choices.scenes):
         return "argument --cold: this system has no posix_fadvise"
+    if choices.ledger and choices.rows < LEAST_LEDGER_ROWS:
+        return f"argument --ledger: wants at least {LEAST_LEDGER_ROWS} rows"
     if choices.changes and choices.rows < LEAST_CHANGES_ROWS:
         return f"argument --changes: wants at least {LEAST_CHANGES_ROWS} rows"
     known = [name for scene in choices.scenes for name in names(scene)]

@@ -74,6 +74,7 @@ def test_only_takes_names_and_patterns(parse: Parse) -> None:
         (("--latency", "-1"), "'-1' is not a number from 0 to 10000"),
         (("--latency", "0,nan"), "'nan' is not a number from 0 to 10000"),
         (("--changes", "--rows", "9"), "argument --changes: wants at least 10 rows"),
+        (("--all", "--rows", "499"), "argument --ledger: wants at least 500 rows"),
         (("--only", "copy-3"), "argument --only: 'copy-3' is none of raw-1, raw-2,"),
         (("--only", "copy-2@20ms"), "argument --only: 'copy-2@20ms' is none of"),
         (("--json", "/nowhere/at/all.json"), "argument --json: there is no folder /nowhere/at"),
