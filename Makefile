@@ -9,8 +9,9 @@ KEEP ?=
 RUNS ?= 300
 BUDGET ?=
 SEED ?=
-# Each process has servers of its own; with 0 the tests run in one, which is easier to debug.
-PROCESSES ?= 2
+# Each process has servers of its own, and often waits for them: four keep two cores busy. With 0 the tests run in
+# one, which is easier to debug.
+PROCESSES ?= 4
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check chaos bench format lock clean
@@ -36,7 +37,7 @@ demo: $(READY)
 	@$(BIN)/pipeline demo $(if $(ROWS),--rows $(ROWS)) $(if $(KEEP),--keep)
 
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist worksteal $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -16,6 +16,8 @@ COPY = ("copy", "--slice-size", "1", "--json")
 MARKS = "SELECT ordinal, finished_at FROM pipeline.slice WHERE finished_at IS NOT NULL"
 # The message that sets a slice's mark and commits.
 MARK_AND_COMMIT = rb"finished_at.*COMMIT\s*\x00"
+LEFT = """SELECT application_name, state, wait_event, backend_start::text, state_change::text, left(query, 200)
+    FROM pg_stat_activity WHERE application_name LIKE 'pipeline%' AND datname = current_database()"""
 
 
 class Bench:
@@ -84,7 +86,11 @@ class Bench:
         return process, found[0]
 
     def wait_for_quiet(self) -> None:
-        wait_until(lambda: all(database.value(OURS) == 0 for database in self.databases.values()))
+        try:
+            wait_until(lambda: all(database.value(OURS) == 0 for database in self.databases.values()))
+        except AssertionError as error:
+            left = [database.rows(LEFT) for database in self.databases.values()]
+            raise AssertionError(f"sessions of ours were left behind: {left}") from error
 
     def check_books(self) -> None:
         """Whatever happened: what the ledger says is there is there, and nothing else."""

@@ -55,6 +55,7 @@ class TlsFront:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._ready = threading.Event()
+        self._writers: list[asyncio.StreamWriter] = []
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -67,9 +68,15 @@ class TlsFront:
         for task in tasks:
             task.cancel()
         self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        for writer in self._writers:
+            writer.transport.abort()
+        # A transport is closed by a callback, which needs a turn of the loop; one under TLS two.
+        for _ in range(3):
+            self._loop.run_until_complete(asyncio.sleep(0))
         self._loop.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
         with suppress(OSError, ssl.SSLError, asyncio.IncompleteReadError):
             opening = await reader.readexactly(len(SSL_REQUEST))
             if opening == SSL_REQUEST:
@@ -78,6 +85,7 @@ class TlsFront:
                 self.encrypted += 1
                 opening = b""
             inner, outer = await asyncio.open_connection(self._behind.host, self._behind.port)
+            self._writers.append(outer)
             outer.write(opening)
             await asyncio.gather(self._pump(reader, outer), self._pump(inner, writer))
 

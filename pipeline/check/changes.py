@@ -6,7 +6,7 @@ from psycopg2 import sql
 
 from pipeline.check.digests import BUCKETS, BucketMap, hash_sql
 from pipeline.errors import StatementError
-from pipeline.postgres.database import Session
+from pipeline.postgres.database import Cursor, Session
 from pipeline.postgres.tables import Table
 from pipeline.postgres.values import Key, key_texts_sql
 
@@ -24,14 +24,16 @@ def changed_keys(session: Session, table: Table, horizon: int) -> Iterator[list[
     query = sql.SQL("SELECT {} FROM {} WHERE pg_catalog.age(xmin) <= pg_catalog.age({}::pg_catalog.xid)").format(
         key_texts_sql(table), table.scanned, sql.Literal(str(horizon % 2**32))
     )
-    _check_age(session, horizon)
+    with session.transaction(read_only=True) as cursor:
+        _check_age(session, cursor, horizon)
     yield from session.stream(query)
 
 
-def _check_age(session: Session, horizon: int) -> None:
+def _check_age(session: Session, cursor: Cursor, horizon: int) -> None:
     modern = "pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::pg_catalog.text::pg_catalog.int8"
     old = "pg_catalog.txid_snapshot_xmax(pg_catalog.txid_current_snapshot())"
-    ((now,),) = session.rows(sql.SQL("SELECT ") + sql.SQL(modern if session.version >= 130000 else old))
+    cursor.execute(sql.SQL("SELECT ") + sql.SQL(modern if session.version >= 130000 else old))
+    ((now,),) = cursor.fetchall()
     if not 0 <= now - horizon < MAX_AGE:
         raise StatementError(
             f"{session.label} is at transaction {now}, the last pass was at {horizon}: they cannot be compared",
@@ -39,14 +41,15 @@ def _check_age(session: Session, horizon: int) -> None:
         )
 
 
-def count_rows_and_changes(session: Session, table: Table, horizon: int) -> tuple[int, int]:
+def count_rows_and_changes(session: Session, cursor: Cursor, table: Table, horizon: int) -> tuple[int, int]:
     """Return the number of rows, and how many of them ``changed_keys`` would yield; by the same one scan."""
-    _check_age(session, horizon)
     query = sql.SQL(
         "SELECT pg_catalog.count(*),"
         " pg_catalog.count(*) FILTER (WHERE pg_catalog.age(xmin) <= pg_catalog.age({}::pg_catalog.xid)) FROM {}"
     ).format(sql.Literal(str(horizon % 2**32)), table.scanned)
-    ((rows, changed),) = session.rows(query)
+    _check_age(session, cursor, horizon)
+    cursor.execute(query)
+    ((rows, changed),) = cursor.fetchall()
     return rows, changed
 
 

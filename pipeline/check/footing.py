@@ -63,7 +63,7 @@ class Footing:
 _FOOTING_SQL = """
 WITH s AS (SELECT datid, usesysid FROM pg_catalog.pg_stat_activity
            WHERE datid IS NOT NULL AND pid <> pg_catalog.pg_backend_pid()
-             AND application_name NOT IN ('pipeline preflight', 'pipeline copy')
+             AND application_name NOT IN ('pipeline preflight', 'pipeline copy', 'pipeline lease')
              AND coalesce(backend_type, 'client backend') = 'client backend')
 SELECT (SELECT system_identifier FROM pg_catalog.pg_control_system()),
        pg_catalog.pg_postmaster_start_time()::pg_catalog.text, d.oid::pg_catalog.int8, r.rolname,

@@ -1,6 +1,7 @@
 """Both tables as they were found, checked against each other: what every comparison and every move begins with."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 from psycopg2 import sql
 
@@ -10,10 +11,10 @@ from pipeline.check.contents import Unfit, check_contents, other_dimension, unfi
 from pipeline.check.digests import check_version
 from pipeline.check.dimensions import check_vector_dimensions
 from pipeline.check.preflight import carried_columns, check_tables, has_own_key, refuse_if_needed
-from pipeline.ledger.runs import check_revision
+from pipeline.postgres.crew import Crew
 from pipeline.postgres.database import Session, horizon
-from pipeline.postgres.tables import Table, describe
-from pipeline.settings import Route
+from pipeline.postgres.tables import Table, read_table
+from pipeline.settings import Route, TableMapping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +35,9 @@ class Pair:
     unfit: tuple[Unfit, ...] = ()
 
 
-def read_pair(source: Session, target: Session, route: Route, *, to_write: bool, set_aside: bool = False) -> Pair:
+def read_pair(
+    crew: Crew, source: Session, target: Session, route: Route, *, to_write: bool, set_aside: bool = False
+) -> Pair:
     """Describe both tables, and check everything that could stand in the way; nothing is written.
 
     With ``to_write`` the rights that a copy needs on the target are checked too. With ``set_aside`` rows
@@ -44,10 +47,10 @@ def read_pair(source: Session, target: Session, route: Route, *, to_write: bool,
     """
     check_version(source, is_target=False)
     check_version(target, is_target=True)
-    check_revision(target)
-    there = describe(target, route.table)
-    here = replace(describe(source, route.table), peer_version=there.version)
-    there = replace(there, peer_version=here.version)
+    (here, source_horizon), (there, target_horizon) = crew.beside(
+        partial(_survey, source, route.table), partial(_survey, target, route.table)
+    )
+    here, there = replace(here, peer_version=there.version), replace(there, peer_version=here.version)
     names = (source.endpoint.name, target.endpoint.name)
     ignored = route.ignore_columns
     refuse_if_needed(
@@ -78,13 +81,18 @@ def read_pair(source: Session, target: Session, route: Route, *, to_write: bool,
             *check_contents(source, carried, there, columns, count_keys=count_keys, set_aside=set_aside),
         )
     )
-    with source.transaction(read_only=True) as mine, target.transaction(read_only=True) as theirs:
-        horizons = (horizon(mine), horizon(theirs))
     return Pair(
         source=carried,
         target=there,
         columns=columns,
         ignored=ignored,
-        horizons=horizons,
+        horizons=(source_horizon, target_horizon),
         unfit=unfit,
     )
+
+
+def _survey(session: Session, mapping: TableMapping) -> tuple[Table, int]:
+    """Return a side's table, and its horizon from before anything of the table was read."""
+    with session.transaction(read_only=True) as cursor:
+        since = horizon(cursor)
+        return read_table(cursor, mapping, session), since

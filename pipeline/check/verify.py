@@ -54,7 +54,7 @@ def _read_pair(crew: Crew, route: Route) -> Pair:
         with target.transaction(read_only=True) as cursor:
             run = runs.latest_run(cursor, table)
             set_aside = run is not None and count_quarantine(cursor, run.id) > 0
-        return read_pair(source, target, route, to_write=False, set_aside=set_aside)
+        return read_pair(crew, source, target, route, to_write=False, set_aside=set_aside)
 
 
 def _checks(crew: Crew, route: Route, pair: Pair, options: VerifyOptions) -> Iterator[Event]:

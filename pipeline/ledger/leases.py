@@ -50,8 +50,9 @@ def take_lease(cursor: Cursor, run: Run) -> int | None:
     FOR UPDATE waits for every slice transaction of the old generation (they hold FOR KEY SHARE): when
     this returns, none of them can commit any more. Raises ConflictError after the lock timeout.
     """
-    # Looked at before as well: behind a copier that lives, the lock would be waited for in vain.
-    for lock in (False, True):
+    # Looked at before as well: behind a copier that lives, the lock would be waited for in vain. A run that
+    # was recorded just now has none.
+    for lock in (False, True) if run.generation else (True,):
         if lock:
             cursor.execute("SELECT id FROM pipeline.run WHERE id = %s FOR UPDATE", (run.id,))
         holder = read_holder(cursor, run)

@@ -10,7 +10,7 @@ from typing import Any
 from psycopg2 import sql
 
 from pipeline import __version__
-from pipeline.errors import BusyError, RefusedError
+from pipeline.errors import BusyError, RefusedError, StatementError
 from pipeline.ledger.marks import insert_slices
 from pipeline.postgres.database import Cursor, Session
 from pipeline.postgres.slices import Slice
@@ -18,6 +18,8 @@ from pipeline.postgres.tables import Table
 
 # The revision of alembic/versions that this code is written for.
 REVISION = "0005"
+# SQLSTATE of a schema and of a table that does not exist.
+_NOT_THERE = frozenset({"3F000", "42P01"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,22 +50,21 @@ class Run:
 
 def check_revision(session: Session) -> None:
     """Raise RefusedError unless the target's ledger is at the revision that this code knows."""
-    with session.transaction(read_only=True) as cursor:
-        cursor.execute(
-            "SELECT pg_catalog.to_regclass('pipeline.alembic_version') IS NOT NULL,"
-            " pg_catalog.to_regclass('pipeline.run') IS NOT NULL"
+    try:
+        rows = session.rows(
+            "SELECT version_num, pg_catalog.to_regclass('pipeline.run') IS NOT NULL FROM pipeline.alembic_version"
         )
-        row = cursor.fetchone()
-        if row is None or not row[0]:
-            raise RefusedError(
-                f"{session.label} has no ledger (schema pipeline)",
-                "run: alembic upgrade head"
-                if session.endpoint.name == "main"
-                else "a target needs one: point DB_* at it, and run: alembic upgrade head",
-            )
-        cursor.execute("SELECT version_num FROM pipeline.alembic_version")
-        found = [version for (version,) in cursor.fetchall()]
-    if found != [REVISION] or not row[1]:
+    except StatementError as error:
+        if error.sqlstate not in _NOT_THERE:
+            raise
+        raise RefusedError(
+            f"{session.label} has no ledger (schema pipeline)",
+            "run: alembic upgrade head"
+            if session.endpoint.name == "main"
+            else "a target needs one: point DB_* at it, and run: alembic upgrade head",
+        ) from error
+    found = [version for version, _ in rows]
+    if rows != [(REVISION, True)]:
         raise RefusedError(
             f"the ledger of {session.label} is at revision {', '.join(found) or 'none'},"
             f" this pipeline needs {REVISION}",

@@ -1,6 +1,7 @@
 """The copy of a table: slices by worker threads, then what changed meanwhile, then the indexes."""
 
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future
 from functools import partial
 from typing import TypeVar
 
@@ -9,7 +10,7 @@ from pipeline.failpoints import failpoint
 from pipeline.ledger import leases, runs
 from pipeline.move.lease import Lease
 from pipeline.move.load import Tally, load
-from pipeline.move.plan import Job, check_foreign_rows, prepare, reread
+from pipeline.move.plan import Job, enter, prepare
 from pipeline.move.quarantine import set_aside
 from pipeline.move.rebuild import analyze, defer_indexes, rebuild_indexes
 from pipeline.move.retry import with_retries
@@ -36,24 +37,29 @@ def copy(route: Route, options: CopyOptions) -> Generator[Event, None, None]:
             yield _already_done(job, started)
             return
         lease = Lease(crew, route.target, job.run, options.deadline_seconds)
-        # Who had the lease until now may have done more since, and even all of it.
-        job = _step(crew, job, lease, options.deadline_seconds, "reading the ledger again", reread)
+        # Made while the last questions are asked.
+        ends = (route.source, lease.purpose), (route.target, lease.purpose)
+        warming = crew.warm(*ends * min(options.workers, sum(not part.done for part in job.slices)))
+        work = partial(enter, generation=lease.generation)
+        job = _step(crew, job, lease, options.deadline_seconds, "reading the ledger", work)
         if job.run.finished is not None:
             lease.release()
             yield _already_done(job, started)
             return
         failpoint("after_lease")
-        yield from _run(crew, job, lease, options, started)
+        yield from _run(crew, job, lease, options, warming, started)
 
 
-def _run(crew: Crew, job: Job, lease: Lease, options: CopyOptions, started: float) -> Iterator[Event]:
+def _run(
+    crew: Crew, job: Job, lease: Lease, options: CopyOptions, warming: "Future[None]", started: float
+) -> Iterator[Event]:
     step = partial(_step, crew, job, lease, options.deadline_seconds)
-    step("checking the rows on the target", check_foreign_rows)
     yield _planned(job, options)
     yield from _found(job, options)
     yield from _set_aside(crew, job, lease, options)
     if not job.run.rows_before and not any(part.done for part in job.slices):
         yield from step("setting the indexes aside", partial(_defer, lease))
+    warming.result()
     tally = Tally()
     yield from load(crew, job, lease, options, tally)
     step("closing the load", _mark_loaded)
@@ -75,13 +81,13 @@ def _run(crew: Crew, job: Job, lease: Lease, options: CopyOptions, started: floa
         # An index takes minutes, and legacy went on meanwhile.
         yield from _settle(crew, job, lease, options, seen, passes)
     quarantined = yield from _set_aside(crew, job, lease, options)
-    yield from step("setting the sequences", _set_sequences)
-    step("closing the books", partial(_finish, lease))
-    lease.release()
+    lease.leave()
+    rows, refused = step("closing the books", partial(_finish, lease))
+    yield from refused
     yield CopyDone(
         run=job.run.id,
         already_done=False,
-        rows=step("reading the books", _rows_brought),
+        rows=rows,
         moved_rows=tally.rows,
         moved_bytes=tally.bytes,
         slices=len(job.slices),
@@ -155,11 +161,6 @@ def _mark_loaded(session: Session, job: Job) -> None:
         runs.mark_loaded(cursor, job.run.id)
 
 
-def _rows_brought(session: Session, job: Job) -> int:
-    with session.transaction(read_only=True) as cursor:
-        return runs.rows_brought(cursor, job.run.id)
-
-
 def _defer(lease: Lease, session: Session, job: Job) -> list[Event]:
     """Defer the indexes of an empty table; a table that this role does not own keeps them."""
     if job.pair.target.owned:
@@ -192,22 +193,24 @@ def _analyze(session: Session, job: Job) -> list[Event]:
     ]
 
 
-def _set_sequences(session: Session, job: Job) -> list[Event]:
-    """Move the sequences behind the rows that came with values of their own."""
-    return [
+def _finish(lease: Lease, session: Session, job: Job) -> tuple[int, list[Event]]:
+    """Move the sequences behind the rows that came with values of their own, and close the run.
+
+    Returns how many rows it brought, and warnings of sequences that this role may not set.
+    """
+    failpoint("before_finish")
+    with session.transaction(then=lease.guard) as cursor:
+        leases.check_guard(cursor)
+        refused = set_sequences(cursor, job.pair.target)
+        runs.mark_finished(cursor, job.run.id)
+        rows = runs.rows_brought(cursor, job.run.id)
+    return rows, [
         Warned(
             fact=f"the sequence {name} was not set behind the rows: this role may not",
             hint=f"as its owner: SELECT setval('{name}', ...) with the largest value of its column",
         )
-        for name in set_sequences(session, job.pair.target)
+        for name in refused
     ]
-
-
-def _finish(lease: Lease, session: Session, job: Job) -> None:
-    failpoint("before_finish")
-    with session.transaction(then=lease.guard) as cursor:
-        leases.check_guard(cursor)
-        runs.mark_finished(cursor, job.run.id)
 
 
 def _planned(job: Job, options: CopyOptions) -> Planned:

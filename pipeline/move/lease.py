@@ -10,10 +10,12 @@ from pipeline.endpoints import Endpoint
 from pipeline.errors import BusyError, ConflictError, PipelineError, UnreachableError
 from pipeline.ledger import leases, runs
 from pipeline.postgres.crew import TICK_SECONDS, Crew
-from pipeline.postgres.database import Session, clock
+from pipeline.postgres.database import Cursor, Session, clock
 
 # A killed copier's backend needs a moment to notice; a living one is still there after this long.
 GRACE_SECONDS = 2.0
+# What the session is called that keeps a lease.
+PURPOSE = "lease"
 # Each costs a lock timeout; what still holds the lease's row then is nobody of ours.
 MAX_EVICTIONS = 3
 RETRY_SECONDS = 0.5
@@ -38,6 +40,7 @@ class Lease:
         self._target = target
         self._deadline_seconds = deadline_seconds
         self._done = threading.Event()
+        self._left = False
         self._renewed = clock()
         taken: Future[int] = Future()
         self.future = crew.start(self._hold, run, taken)
@@ -67,13 +70,18 @@ class Lease:
         self._done.set()
         self.future.result()
 
+    def leave(self) -> None:
+        """Renew it no more: what follows closes the run, and the lease with it, long before it runs out."""
+        self._left = True
+        self.release()
+
     def _hold(self, run: runs.Run, taken: "Future[int]") -> None:
         """Take the lease and keep it, on new connections for as long as it can still be ours."""
         generation: int | None = None
         failing_since: float | None = None
         while True:
             try:
-                with self._crew.session(self._target, f"lease {run.id}", self._crew.stall_seconds) as session:
+                with self._crew.session(self._target, PURPOSE, self._crew.stall_seconds) as session:
                     if generation is None:
                         generation = _take(self._crew, session, run)
                         taken.set_result(generation)
@@ -99,6 +107,8 @@ class Lease:
         while self._wait():
             self._renew(session, generation)
             self._renewed = clock()
+        if self._left:
+            return
         with session.transaction() as cursor:
             leases.release_lease(cursor, self.run_id, generation)
 
@@ -127,7 +137,8 @@ def _take(crew: Crew, session: Session, run: runs.Run) -> int:
             evictions += 1
             if evictions > MAX_EVICTIONS:
                 raise
-            end_lapsed_generations(session)
+            with session.transaction() as cursor:
+                end_lapsed_generations(cursor)
             crew.check()
             continue
         if generation is not None:
@@ -140,14 +151,13 @@ def _take(crew: Crew, session: Session, run: runs.Run) -> int:
         crew.pause(0.1)
 
 
-def end_lapsed_generations(session: Session) -> None:
+def end_lapsed_generations(cursor: Cursor) -> None:
     """End the sessions of copiers whose lease ran out: stopped, or behind a dead network.
 
     What they have not committed is rolled back, and the locks that they held are free.
     """
-    with session.transaction() as cursor:
-        cursor.execute(
-            "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a"
-            " JOIN pipeline.run r ON a.application_name = 'pipeline run ' || r.id || '.' || r.lease_generation"
-            " WHERE r.finished_at IS NULL AND r.lease_until < pg_catalog.clock_timestamp()"
-        )
+    cursor.execute(
+        "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a"
+        " JOIN pipeline.run r ON a.application_name = 'pipeline run ' || r.id || '.' || r.lease_generation"
+        " WHERE r.finished_at IS NULL AND r.lease_until < pg_catalog.clock_timestamp()"
+    )

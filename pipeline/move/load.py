@@ -182,10 +182,8 @@ def _work(crew: Crew, job: Job, lease: Lease, options: CopyOptions, todo: deque[
 def _both(crew: Crew, job: Job, lease: Lease, number: int = 1) -> Iterator[tuple[Session, Session]]:
     """Yield a session on each side. A server that is slow, not hung, gets twice the time at every try."""
     patience = crew.stall_seconds * 2 ** (number - 1)
-    with (
-        crew.session(job.route.source, lease.purpose, patience) as source,
-        crew.session(job.route.target, lease.purpose, patience) as target,
-    ):
+    ends = (job.route.source, lease.purpose), (job.route.target, lease.purpose)
+    with crew.together(*ends, patience=patience) as (source, target):
         yield source, target
 
 

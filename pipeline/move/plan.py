@@ -13,6 +13,7 @@ from pipeline.check.sizing import read_seconds, take_sample
 from pipeline.errors import BusyError, RefusedError
 from pipeline.events import Previewed
 from pipeline.ledger import leases, marks, runs
+from pipeline.move.lease import PURPOSE as LEASE
 from pipeline.move.lease import end_lapsed_generations
 from pipeline.options import CopyOptions
 from pipeline.postgres.crew import Crew
@@ -49,55 +50,67 @@ class Job:
 
 def prepare(crew: Crew, route: Route, options: CopyOptions) -> Job:
     """Check everything, then continue the unfinished run, find the finished one, or record a new one."""
-    with crew.session(route.source, "copy") as source, crew.session(route.target, "copy") as target:
+    crew.warm((route.target, LEASE))
+    with crew.together((route.source, "copy"), (route.target, "copy"), keep=False) as (source, target):
         runs.check_revision(target)
-        end_lapsed_generations(target)
-        pair = read_pair(source, target, route, to_write=True, set_aside=options.quarantine)
+        with target.transaction() as cursor:
+            # Before anything else is asked: what one of them left open can lock the whole table.
+            end_lapsed_generations(cursor)
+        pair = read_pair(crew, source, target, route, to_write=True, set_aside=options.quarantine)
+        with target.transaction() as cursor:
+            run, empty = _standing_run(cursor, target, pair, options.restart)
+            slices = () if run is None else marks.read_slices(cursor, run.id)
+        _check_gate(crew, source, target, pair, run, options)
+        if run is not None:
+            return Job(route=route, pair=pair, run=run, existing=None, slices=slices)
+        # Between two transactions: to compare what is there, and to cut a view, may take long.
+        existing = Existing() if empty else _check_existing(source, target, pair, options)
+        pair, slices = cut(source, pair, options.slice_bytes)
         with target.transaction() as cursor:
             if options.restart:
                 _abandon(cursor, pair.target)
-            run = _standing_run(cursor, target, pair, options.restart)
-        if run is None or run.finished is None:
-            refuse_if_needed(check_gate(source, target, pair.source, pair.target, workers=options.workers))
-        existing = None
-        if run is None:
-            # Between the two transactions: to compare what is there, and to cut a view, may take long.
-            existing = _check_existing(source, target, pair, options)
-            pair, slices = cut(source, pair, options.slice_bytes)
-        with target.transaction() as cursor:
-            if run is None:
-                run = runs.create_run(
-                    cursor,
-                    pair.source,
-                    pair.target,
-                    route.labels,
-                    pair.columns,
-                    slices,
-                    options.slice_bytes,
-                    pair.horizons,
-                    existing.rows if existing else 0,
-                )
-            slices = marks.read_slices(cursor, run.id)
+            run = runs.create_run(
+                cursor,
+                pair.source,
+                pair.target,
+                route.labels,
+                pair.columns,
+                slices,
+                options.slice_bytes,
+                pair.horizons,
+                existing.rows,
+            )
     return Job(route=route, pair=pair, run=run, existing=existing, slices=slices)
 
 
-def reread(session: Session, job: Job) -> Job:
-    """Return the job with the run and its slices as they are now, once its lease is held.
+def _check_gate(
+    crew: Crew, source: Session, target: Session, pair: Pair, run: runs.Run | None, options: CopyOptions
+) -> None:
+    """Raise RefusedError with what stands in the way of a copy that has something to do."""
+    if run is None or run.finished is None:
+        refuse_if_needed(check_gate(crew, source, target, pair.source, pair.target, workers=options.workers))
 
-    Raises BusyError where somebody else has given the run up meanwhile.
+
+def enter(session: Session, job: Job, generation: int) -> Job:
+    """Return the job as the ledger has it once the lease is held; check the rows that are there.
+
+    Who had the lease until now may have done more since the job was read, and even all of it; but nobody
+    had it before the first generation. Raises BusyError where somebody else has given the run up
+    meanwhile, and RefusedError as ``check_foreign_rows``.
     """
     with session.transaction(read_only=True) as cursor:
-        run = runs.latest_run(cursor, job.pair.target)
-        if run is None or run.id != job.run.id:
-            raise BusyError(f"run {job.run.id} was given up by another copy meanwhile", "pipeline status shows it")
-        return replace(job, run=run, slices=marks.read_slices(cursor, run.id))
+        if generation > 1:
+            run = runs.latest_run(cursor, job.pair.target)
+            if run is None or run.id != job.run.id:
+                raise BusyError(f"run {job.run.id} was given up by another copy meanwhile", "pipeline status shows it")
+            job = replace(job, run=run, slices=marks.read_slices(cursor, run.id))
+        if job.run.finished is None:
+            _check_foreign_rows(cursor, session, job)
+    return job
 
 
 def _check_existing(source: Session, target: Session, pair: Pair, options: CopyOptions) -> Existing:
     """Compare what is in the target's table. Raises RefusedError where that stands in the way."""
-    with target.transaction(read_only=True) as cursor:
-        if _is_empty(cursor, pair.target):
-            return Existing()
     existing = compare_existing(source, target, pair)
     if existing.different and options.on_conflict == "refuse":
         raise conflict(f"{target.label}'s {pair.target.qualified}", existing.different, existing.first)
@@ -130,17 +143,17 @@ def _weigh_sql(table: Table, columns: Sequence[str]) -> sql.Composable:
     ).format(table=table.scanned, sizes=sizes, sample=sql.Literal(SAMPLE_ROWS))
 
 
-def _standing_run(cursor: Cursor, session: Session, pair: Pair, restart: bool) -> runs.Run | None:
-    """Return the run to go on with, or None where a new one is to begin.
+def _standing_run(cursor: Cursor, session: Session, pair: Pair, restart: bool) -> tuple[runs.Run | None, bool]:
+    """Return the run to go on with, or None where a new one is to begin; and whether the target's table is empty.
 
     Raises RefusedError where the run is bound to another plan.
     """
-    run = runs.latest_run(cursor, pair.target)
-    if run is None or (restart if run.finished is None else _is_empty(cursor, pair.target)):
-        return None
+    run, empty = runs.latest_run(cursor, pair.target), _is_empty(cursor, pair.target)
+    if run is None or (restart if run.finished is None else empty):
+        return None, empty
     if run.fingerprint != runs.fingerprint(pair.source, pair.target, pair.columns):
         raise _other_plan(run, session, pair.source)
-    return run
+    return run, empty
 
 
 def _abandon(cursor: Cursor, table: Table) -> None:
@@ -160,18 +173,16 @@ def preview(route: Route, options: CopyOptions) -> Previewed:
 
 
 def _preview(crew: Crew, route: Route, options: CopyOptions) -> Previewed:
-    with crew.session(route.source, "copy") as source, crew.session(route.target, "copy") as target:
+    with crew.together((route.source, "copy"), (route.target, "copy"), keep=False) as (source, target):
         runs.check_revision(target)
-        pair = read_pair(source, target, route, to_write=True, set_aside=options.quarantine)
+        pair = read_pair(crew, source, target, route, to_write=True, set_aside=options.quarantine)
         with target.transaction(read_only=True) as cursor:
-            run = _standing_run(cursor, target, pair, options.restart)
-        if run is None or run.finished is None:
-            refuse_if_needed(check_gate(source, target, pair.source, pair.target, workers=options.workers))
-        with target.transaction(read_only=True) as cursor:
+            run, empty = _standing_run(cursor, target, pair, options.restart)
             slices = () if run is None else marks.read_slices(cursor, run.id)
+        _check_gate(crew, source, target, pair, run, options)
         existing = Existing()
         if run is None:
-            existing = _check_existing(source, target, pair, options)
+            existing = existing if empty else _check_existing(source, target, pair, options)
             pair, slices = cut(source, pair, options.slice_bytes)
         left = sum(not part.done for part in slices)
         before = existing.rows if run is None else run.rows_before
@@ -196,7 +207,7 @@ def _preview(crew: Crew, route: Route, options: CopyOptions) -> Previewed:
     )
 
 
-def check_foreign_rows(session: Session, job: Job) -> None:
+def _check_foreign_rows(cursor: Cursor, session: Session, job: Job) -> None:
     """Refuse to go on where the target's table holds other rows than the run's books say.
 
     One scan of the heap, under the lease: nobody else writes rows for this run now. A table that had rows
@@ -204,9 +215,8 @@ def check_foreign_rows(session: Session, job: Job) -> None:
     """
     if job.run.rows_before:
         return
-    with session.transaction(read_only=True) as cursor:
-        found = count_rows(cursor, job.pair.target)
-        brought = runs.rows_brought(cursor, job.run.id)
+    found = count_rows(cursor, job.pair.target)
+    brought = runs.rows_brought(cursor, job.run.id)
     where = f"{session.label}'s {job.pair.target.qualified}"
     if found > brought:
         raise RefusedError(

@@ -94,7 +94,7 @@ def retry(route: Route, options: CopyOptions) -> Generator[Event, None, None]:
 def _prepare(crew: Crew, route: Route) -> tuple[Job, tuple[SetAside, ...]]:
     with crew.session(route.source, "quarantine") as source, crew.session(route.target, "quarantine") as target:
         runs.check_revision(target)
-        pair = read_pair(source, target, route, to_write=True, set_aside=True)
+        pair = read_pair(crew, source, target, route, to_write=True, set_aside=True)
         with target.transaction(read_only=True) as cursor:
             run = runs.latest_run(cursor, pair.target)
             if run is None or run.finished is None:

@@ -84,19 +84,16 @@ def _pass(
     """Do one pass, from its horizon to the mark in the ledger."""
     # What has no heap of its own has no row versions either: there, all rows are compared.
     find = _changes if job.pair.source.heaps else _differences
-    with (
-        crew.session(job.route.source, lease.purpose) as source,
-        crew.session(job.route.source, lease.purpose) as reader,
-        crew.session(job.route.target, lease.purpose) as watched,
-        crew.session(job.route.target, lease.purpose) as target,
-    ):
-        with source.transaction(read_only=True) as cursor:
-            this = _Pass(horizon=horizon(cursor))
-        if not (untouched and _is_quiet(job, source, target, since)):
-            for keys in find(crew, job, (source, watched, target), since, this):
-                crew.check()
-                this.found += len(keys)
-                this.outcome = this.outcome.plus(reconcile(reader, target, job.pair, keys, lease, options.on_conflict))
+    ends = (job.route.source, lease.purpose), (job.route.target, lease.purpose)
+    with crew.together(*ends) as (source, target):
+        this, quiet = _look(crew, job, source, target, since, untouched)
+        if not quiet:
+            with crew.together(*ends) as (reader, judge):
+                for keys in find(crew, job, (source, target, judge), since, this):
+                    crew.check()
+                    this.found += len(keys)
+                    done = reconcile(reader, judge, job.pair, keys, lease, options.on_conflict)
+                    this.outcome = this.outcome.plus(done)
         failpoint("before_horizon")
         with target.transaction(then=lease.guard) as cursor:
             leases.check_guard(cursor)
@@ -104,8 +101,8 @@ def _pass(
     return this
 
 
-def _is_quiet(job: Job, source: Session, target: Session, since: int) -> bool:
-    """Return whether nothing changed on the source, by one scan of its heap and the run's books alone.
+def _look(crew: Crew, job: Job, source: Session, target: Session, since: int, untouched: bool) -> tuple[_Pass, bool]:
+    """Take the pass's horizon, and tell whether nothing changed on the source, by one scan of its heap and the books.
 
     Where no row version came since, and no rewrite moved rows about, each slice saw every row of it that
     stood then, once. So the rows that stand now are among those that were brought, and an equal number
@@ -113,14 +110,24 @@ def _is_quiet(job: Job, source: Session, target: Session, since: int) -> bool:
     target that had rows is not the run's alone: there, the keys of both sides are compared.
     """
     heaps = job.pair.source.heaps
-    if not heaps or job.resumed or job.run.rows_before:
-        return False
-    with source.transaction(read_only=True) as cursor:
-        if heap_files(cursor, job.pair.source) != tuple(heap.file for heap in heaps):
-            return False
-    rows, changed = count_rows_and_changes(source, job.pair.source, since)
-    with target.transaction(read_only=True) as cursor:
-        return not changed and rows == runs.rows_brought(cursor, job.run.id)
+    look = untouched and bool(heaps) and not job.resumed and not job.run.rows_before
+
+    def count() -> tuple[int, int | None]:
+        with source.transaction(read_only=True) as cursor:
+            now = horizon(cursor)
+            if not look or heap_files(cursor, job.pair.source) != tuple(heap.file for heap in heaps):
+                return now, None
+            rows, changed = count_rows_and_changes(source, cursor, job.pair.source, since)
+            return now, None if changed else rows
+
+    def brought() -> tuple[int, int | None]:
+        if not look:
+            return 0, None
+        with target.transaction(read_only=True) as cursor:
+            return 0, runs.rows_brought(cursor, job.run.id)
+
+    (now, there), (_, here) = crew.beside(count, brought)
+    return _Pass(horizon=now), there is not None and there == here
 
 
 def _changes(crew: Crew, job: Job, sessions: _Sessions, since: int, this: _Pass) -> Iterator[list[Key]]:

@@ -7,14 +7,15 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, ParamSpec, TypeVar
 
 from pipeline.endpoints import Endpoint
-from pipeline.errors import StoppedError
+from pipeline.errors import CrowdedError, PipelineError, StoppedError
 from pipeline.events import Event
 from pipeline.options import DEFAULT_STALL_SECONDS
 from pipeline.postgres.database import Session, clock
+from pipeline.postgres.idle import IdleSessions
 from pipeline.postgres.watch import Watch
 
 P = ParamSpec("P")
@@ -35,6 +36,7 @@ class Crew:
         self._events: queue.Queue[Event | None] = queue.Queue(_EVENTS_HELD)
         self._threads: list[threading.Thread] = []
         self._sessions: set[Session] = set()
+        self._idle = IdleSessions()
         # Backends whose connection was lost: behind a dead network they live on, and hold their locks.
         self._lost: dict[Endpoint, list[int]] = {}
         self._lock = threading.Lock()
@@ -47,16 +49,21 @@ class Crew:
             with self._lock:
                 sessions = list(self._sessions)
             watch.look(sessions)
+            self._idle.end_old()
 
     @contextmanager
-    def session(self, endpoint: Endpoint, purpose: str, patience: float | None = None) -> Iterator[Session]:
-        """Yield a new session that ``close`` can cancel from outside. Raises PipelineError.
+    def session(
+        self, endpoint: Endpoint, purpose: str, patience: float | None = None, *, keep: bool = True
+    ) -> Iterator[Session]:
+        """Yield a session that ``close`` can cancel from outside: one that just came free, or a new one.
 
-        After ``patience`` seconds without a byte it is cut; None is for statements that may be long.
+        After ``patience`` seconds without a byte it is cut; None is for statements that may be long. With
+        ``keep`` it waits a while for its next use. Raises PipelineError.
         """
         self.check()
-        session = Session(endpoint, purpose)
+        session = self._idle.take(endpoint, purpose) or self._connect(endpoint, purpose)
         session.pulse.patience = patience
+        unharmed = False
         with self._lock:
             self._sessions.add(session)
             lost = tuple(self._lost.get(endpoint, ()))
@@ -67,12 +74,46 @@ class Crew:
                 # Only now: a connection that is lost here leaves them to the next one.
                 self._forget(endpoint, lost)
             yield session
+            unharmed = True
         finally:
             with self._lock:
                 self._sessions.discard(session)
                 if session.lost:
                     self._lost.setdefault(endpoint, []).append(session.backend)
-            session.close()
+            if not (keep and unharmed and self._idle.give(purpose, session)):
+                session.close()
+
+    def _connect(self, endpoint: Endpoint, purpose: str) -> Session:
+        try:
+            return Session(endpoint, purpose)
+        except CrowdedError:
+            # Those that wait for their next use take the room of this one.
+            if not self._idle.end_old(0.0):
+                raise
+        return Session(endpoint, purpose)
+
+    @contextmanager
+    def together(
+        self, *wanted: tuple[Endpoint, str], patience: float | None = None, keep: bool = True
+    ) -> Iterator[tuple[Session, ...]]:
+        """Yield several sessions, made at the same time: a distant server takes as long for all as for one."""
+        with ExitStack() as stack:
+            managers = [self.session(endpoint, purpose, patience, keep=keep) for endpoint, purpose in wanted]
+            entered = [self.start(manager.__enter__) for manager in managers]
+            wait(entered)
+            for manager, future in zip(managers, entered, strict=True):
+                if future.exception() is None:
+                    stack.push(manager)
+            yield tuple(future.result() for future in entered)
+
+    def warm(self, *wanted: tuple[Endpoint, str]) -> "Future[None]":
+        """Make sessions in the background, for whoever wants such a one next; one that cannot be made is not."""
+
+        def make() -> None:
+            with suppress(PipelineError), self.together(*wanted):
+                pass
+
+        return self.start(make)
 
     def _forget(self, endpoint: Endpoint, ended: Sequence[int]) -> None:
         with self._lock:
@@ -110,6 +151,12 @@ class Crew:
     def call(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run ``work`` in a thread and wait for its result; signals reach the waiting main thread."""
         return self.start(work, *args, **kwargs).result()
+
+    def beside(self, *works: Callable[[], T]) -> list[T]:
+        """Do several things at the same time; return their results, or raise the first one's failure when all ended."""
+        futures = [self.start(work) for work in works]
+        wait(futures)
+        return [future.result() for future in futures]
 
     def pause(self, seconds: float) -> None:
         """Sleep, but no longer than until the crew stops. Raises StoppedError then."""
@@ -157,6 +204,7 @@ class Crew:
     def close(self) -> None:
         """Stop everything: first cancel the statements, then cut the connections, then let go."""
         self.stopping.set()
+        self._idle.close()
         for how, seconds in (("cancel", CANCEL_SECONDS), ("abort", ABORT_SECONDS)):
             if not any(thread.is_alive() for thread in self._threads):
                 return

@@ -15,7 +15,7 @@ from psycopg2 import sql
 from pipeline.endpoints import Endpoint
 from pipeline.errors import UnreachableError
 from pipeline.postgres.failures import CONNECT_TIMEOUT_SECONDS, connect_error, translate
-from pipeline.postgres.pulse import PulsingConnection
+from pipeline.postgres.pulse import PulsingConnection, PulsingCursor
 
 STREAM_ROWS = 2_000
 Cursor = psycopg2.extensions.cursor
@@ -68,20 +68,29 @@ class Session:
         """Return whether the connection is gone."""
         return self.connection.closed != 0
 
+    @property
+    def reusable(self) -> bool:
+        """Return whether the session is as good as new: alive, in no transaction, never cancelled."""
+        idle = psycopg2.extensions.TRANSACTION_STATUS_IDLE
+        unharmed = not self._cancelled and self._silence is None
+        return unharmed and not self.lost and self.connection.info.transaction_status == idle
+
     @contextmanager
     def transaction(self, *, read_only: bool = False, then: Query = "", begun: bool = True) -> Iterator[Cursor]:
         """Yield a cursor in a transaction, committed at the end and rolled back by any exception.
 
-        A read-only transaction sees one snapshot. ``then`` is one more statement sent in the same
-        round trip as BEGIN; the cursor holds its result. With ``begun=False`` nothing is sent: the
-        caller's first statement starts with ``begin_sql``, and its last may end with COMMIT, which
-        saves a round trip each. Raises PipelineError.
+        A read-only transaction sees one snapshot. BEGIN goes out with the first statement, in one round
+        trip. ``then`` is such a first statement, sent at once; the cursor holds its result. With
+        ``begun=False`` nothing is sent: the caller's first statement starts with ``begin_sql``, and its
+        last may end with COMMIT, which saves a round trip each. Raises PipelineError.
         """
         if os.getpid() != self._pid:
             raise RuntimeError("a session was carried across a fork")
-        with self.translated(), self.connection.cursor() as cursor:
+        with self.translated(), self.connection.cursor(cursor_factory=PulsingCursor) as cursor:
             if begun:
-                cursor.execute(self.begin_sql(read_only=read_only) + _composable(then))
+                cursor.first = _begin_sql(self.version, read_only)
+            if then:
+                cursor.execute(then)
             try:
                 yield cursor
             except BaseException:
@@ -179,7 +188,7 @@ class Session:
 
     def _rollback(self) -> None:
         with suppress(psycopg2.Error):
-            if not self.lost:
+            if not self.lost and self.connection.info.transaction_status != psycopg2.extensions.TRANSACTION_STATUS_IDLE:
                 with self.connection.cursor() as cursor:
                     cursor.execute("ROLLBACK")
 

@@ -13,11 +13,13 @@ from typing import Any
 
 import psycopg2
 import psycopg2.extensions
+from psycopg2 import sql
 
 # struct tcp_info of Linux: bytes that the other end has acknowledged, and bytes received.
 _TCP_INFO = getattr(socket, "TCP_INFO", None)
 _TCP_INFO_BYTES, _COUNTERS_AT = 136, 120
 _ERROR_BYTES = 256
+Query = str | bytes | sql.Composable
 
 
 def _libpq() -> ctypes.CDLL | None:
@@ -132,16 +134,28 @@ class PulsingConnection(psycopg2.extensions.connection):
 
 
 class PulsingCursor(psycopg2.extensions.cursor):
-    """A cursor whose every statement counts as a wait for the server."""
+    """A cursor whose every statement counts as a wait for the server.
+
+    ``first`` goes out before the first statement, in the same round trip: text without a percent sign.
+    """
 
     connection: PulsingConnection
+    first = ""
 
-    def execute(self, *arguments: Any, **keywords: Any) -> None:
+    def execute(self, query: Query, *arguments: Any) -> None:
         """Execute a statement."""
         with self.connection.pulse.waiting():
-            super().execute(*arguments, **keywords)
+            super().execute(self._led(query), *arguments)
 
-    def copy_expert(self, *arguments: Any, **keywords: Any) -> None:
+    def copy_expert(self, query: Query, *arguments: Any) -> None:
         """Run a COPY; its file tells when it is not the server that is waited for."""
         with self.connection.pulse.waiting():
-            super().copy_expert(*arguments, **keywords)
+            super().copy_expert(self._led(query), *arguments)
+
+    def _led(self, query: Query) -> Query:
+        if not self.first:
+            return query
+        lead, self.first = self.first, ""
+        if isinstance(query, bytes):
+            return lead.encode() + query
+        return lead + (query.as_string(self) if isinstance(query, sql.Composable) else query)

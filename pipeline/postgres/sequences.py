@@ -2,7 +2,7 @@
 
 from psycopg2 import sql
 
-from pipeline.postgres.database import Cursor, Session
+from pipeline.postgres.database import Cursor
 from pipeline.postgres.tables import Table
 
 # Owned by the column (serial, identity), or named by its default.
@@ -28,7 +28,7 @@ ORDER BY a.attname, c.oid
 """
 
 
-def set_sequences(session: Session, table: Table) -> tuple[str, ...]:
+def set_sequences(cursor: Cursor, table: Table) -> tuple[str, ...]:
     """Move every sequence of the table's columns behind the largest value there; never back.
 
     The next value is ``max + 1`` then, or none where that is beyond the sequence's end. One that counts
@@ -36,15 +36,14 @@ def set_sequences(session: Session, table: Table) -> tuple[str, ...]:
     this role may not set. Raises PipelineError.
     """
     refused: list[str] = []
-    with session.transaction() as cursor:
-        cursor.execute(_SEQUENCES_SQL, {"table": table.oid})
-        for column, schema, name, low, high, upwards, allowed, quoted in cursor.fetchall():
-            if not upwards:
-                continue
-            if allowed:
-                _set(cursor, table, column, sql.Identifier(schema, name), quoted, (low, high))
-            else:
-                refused.append(quoted)
+    cursor.execute(_SEQUENCES_SQL, {"table": table.oid})
+    for column, schema, name, low, high, upwards, allowed, quoted in cursor.fetchall():
+        if not upwards:
+            continue
+        if allowed:
+            _set(cursor, table, column, sql.Identifier(schema, name), quoted, (low, high))
+        else:
+            refused.append(quoted)
     return tuple(refused)
 
 

@@ -27,7 +27,7 @@ PREFIXES = {"legacy": "PGVECTOR", "main": "DB"}
 @pytest.mark.parametrize("how", ["fin", "rst"])
 @pytest.mark.parametrize("side", SIDES)
 def test_connection_cut_in_the_middle_of_a_slice_is_made_anew(side: str, how: How, full: Bench) -> None:
-    cut = full.proxies[side].cut_after(700_000, BULK[side], how=how, only=b"pipeline run")
+    cut = full.proxies[side].cut_after(700_000, BULK[side], how=how, only=b"application_name\0pipeline run")
     done = full.copy().expect(0)
     assert cut.done
     assert done.json["copy"]["retries"] == 1
@@ -65,7 +65,7 @@ def test_cut_after_exactly_n_bytes_loses_nothing_for_any_n(side: str, direction:
     cuts = 0
     for count in [1, *(dice.randrange(most) for _ in range(OFFSETS - 1))]:
         where = f"seed {seed}: cut {side} {direction} after {count} bytes"
-        planned = bench.proxies[side].cut_after(count, direction, only=b"pipeline run")
+        planned = bench.proxies[side].cut_after(count, direction, only=b"application_name\0pipeline run")
         with closing(copy(route, CopyOptions(workers=1, deadline_seconds=20))) as events:
             done = [event for event in events if isinstance(event, CopyDone)]
         assert done and done[0].rows == SMALL_ROWS, where
@@ -177,7 +177,7 @@ def test_verified_tls_carries_a_copy_and_survives_a_cut(
             f"{prefix}_SSLROOTCERT": str(authorities["ours"].file),
         }
         # Behind the front nothing is encrypted, so a name in the first bytes is seen.
-        cut = full.proxies[side].cut_after(700_000, BULK[side], only=b"pipeline run")
+        cut = full.proxies[side].cut_after(700_000, BULK[side], only=b"application_name\0pipeline run")
         done = full.copy(**encrypted).expect(0)
         assert cut.done and done.json["copy"]["retries"] == 1
         assert front.encrypted >= 4

@@ -1,11 +1,12 @@
 """What preflight refuses, copy refuses too: with exit code 4, the same words, and nothing written."""
 
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 
 import pytest
 
 from pipeline.check.gate import check_gate
+from pipeline.postgres.crew import Crew
 from pipeline.postgres.database import Session
 from pipeline.postgres.tables import describe
 from pipeline.settings import TableMapping
@@ -135,23 +136,27 @@ def test_what_preflight_only_warns_of_stops_no_copy(main: Database, env: dict[st
     pipeline("copy", env=env).expect(0)
 
 
+def sides(crew: Crew, source: Database, target: Database) -> AbstractContextManager[tuple[Session, ...]]:
+    return crew.together((endpoint(source, "legacy"), "test"), (endpoint(target, "main"), "test"))
+
+
 def test_nothing_is_refused_between_two_plain_tables_on_any_server(
     new_database: Callable[..., Database], main: Database
 ) -> None:
     for release in ("16", "16.2", "18"):
         source = new_database(release)
         source.execute("CREATE EXTENSION vector; " + TABLE_SQL.format(768))
-        with Session(endpoint(source, "legacy"), "test") as mine, Session(endpoint(main, "main"), "test") as theirs:
+        with Crew() as crew, sides(crew, source, main) as (mine, theirs):
             here, there = (describe(session, TableMapping()) for session in (mine, theirs))
-            assert check_gate(mine, theirs, here, there, workers=4) == ()
+            assert check_gate(crew, mine, theirs, here, there, workers=4) == ()
 
 
 def test_gate_reads_no_row(legacy: Database, main: Database) -> None:
     fill_generated(legacy, 500, 8)
-    with Session(endpoint(legacy, "legacy"), "test") as mine, Session(endpoint(main, "main"), "test") as theirs:
+    with Crew() as crew, sides(crew, legacy, main) as (mine, theirs):
         here, there = (describe(session, TableMapping()) for session in (mine, theirs))
         # Whoever reads a row waits for this lock, and gives up after five seconds.
         with legacy.cursor() as one, main.cursor() as other:
             for cursor in (one, other):
                 cursor.execute("LOCK TABLE public.embeddings IN ACCESS EXCLUSIVE MODE")
-            assert check_gate(mine, theirs, here, there, workers=2) == ()
+            assert check_gate(crew, mine, theirs, here, there, workers=2) == ()
