@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import psycopg2.extensions
 from psycopg2 import sql
 
 from pipeline.demo.servers import Server
+from tests.zygote import can_fork, run_forked
 
 ROOT = Path(__file__).parent.parent
 # Every test's servers use it, so a leak anywhere is found by looking for this one word.
@@ -114,6 +115,11 @@ def command_line(name: str, arguments: Sequence[str]) -> list[str]:
 
 def run(name: str, *arguments: str, env: dict[str, str], cwd: Path | None = None, timeout: float = 120) -> Outcome:
     """Run ``pipeline`` or ``alembic`` as an operator would, to its end."""
+    if can_fork(env):
+        argv = command_line(name, arguments)[3:]
+        with suppress(BlockingIOError):
+            code, out, err = run_forked(name, argv, env, str(cwd or "/"), timeout)
+            return Outcome(code=code, out=out, err=err, arguments=(name, *arguments))
     done = subprocess.run(
         command_line(name, arguments),
         env=env,
