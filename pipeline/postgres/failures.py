@@ -142,7 +142,10 @@ def translate(
         return StoppedError(f"{where}: the statement was cancelled", "run the command again to go on")
     if code in _PASSING_CODES:
         return UnreachableError(f"{where}: the server ended the connection ({code})", "run the command again")
-    if lost:
+    # A server that crashes in the middle of an answer leaves the driver with an error that has no code, of
+    # a class that every error has, and for a moment with a connection that it takes for open.
+    broken = not code and type(error) in (psycopg2.OperationalError, psycopg2.DatabaseError)
+    if lost or broken:
         return UnreachableError(f"{where}: the connection was lost", "run the command again to go on")
     if code == "55P03":
         return ConflictError(
