@@ -8,7 +8,6 @@ from pipeline.ledger import runs
 from pipeline.ledger.quarantine import SetAside, read_quarantine
 from pipeline.postgres.crew import Crew
 from pipeline.postgres.database import Cursor
-from pipeline.postgres.tables import describe
 from pipeline.settings import Route
 
 
@@ -70,11 +69,10 @@ def read_quarantine_state(route: Route) -> QuarantineState:
 def _read_quarantine(crew: Crew, route: Route) -> QuarantineState:
     with crew.session(route.target, "quarantine") as session:
         runs.check_revision(session)
-        table = describe(session, route.table)
         with session.transaction(read_only=True) as cursor:
-            run = runs.latest_run(cursor, table)
+            run = runs.latest_run(cursor, route.table)
             rows = () if run is None else read_quarantine(cursor, run.id)
-    return QuarantineState(run=None if run is None else run.id, table=table.qualified, rows=rows)
+    return QuarantineState(run=None if run is None else run.id, table=route.table.qualified, rows=rows)
 
 
 def read_state(target: Endpoint, limit: int = 5) -> State:

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from psycopg2 import sql
 
 from pipeline.check.preflight import Finding
+from pipeline.errors import RefusedError
 from pipeline.ledger.leases import Holder, read_holder
 from pipeline.ledger.runs import Run, fingerprint, latest_run
 from pipeline.postgres.database import Session
 from pipeline.postgres.tables import Table
+from pipeline.settings import TableMapping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,10 +28,10 @@ class Filled:
         return self.any_row and self.run is None
 
 
-def read_filled(session: Session, table: Table) -> Filled:
+def read_filled(session: Session, table: Table, mapping: TableMapping) -> Filled:
     """Look at the table and the ledger, in one read-only transaction. Raises PipelineError."""
     with session.transaction(read_only=True) as cursor:
-        run = latest_run(cursor, table)
+        run = latest_run(cursor, mapping)
         holder = None if run is None else read_holder(cursor, run)
         cursor.execute(sql.SQL("SELECT EXISTS (SELECT 1 FROM {})").format(table.identifier))
         return Filled(any_row=cursor.fetchone() == (True,), run=run, holder=holder)
@@ -40,10 +42,8 @@ def check_filled(
 ) -> tuple[Finding, ...]:
     """Judge what is there by the rules of a copy; no query. ``name`` is the target's."""
     where, run = f"{name}'s {target.qualified}", filled.run
-    if run is not None and run.finished is not None and not filled.any_row:
-        return ()
-    if run is None:
-        # What the rows are, only the rows tell: check/existing.py.
+    # What the rows are that no run brought, only the rows tell: check/existing.py.
+    if run is None or (run.finished is not None and not filled.any_row):
         return ()
     if filled.holder is not None and filled.holder.alive:
         return (
@@ -54,7 +54,8 @@ def check_filled(
             ),
         )
     if source is not None and run.fingerprint != fingerprint(source, target, columns):
-        return (_other_plan(run, where, target, name),)
+        error = other_plan(run, source, target, name)
+        return (Finding(severity="refuse", fact=error.fact, hint=error.hint),)
     if run.finished is None:
         return (_note(f"run {run.id} into {where} is not finished: a copy goes on with it"),)
     return (_note(f"run {run.id} has filled {where}: a copy has nothing to do", "pipeline verify"),)
@@ -64,11 +65,15 @@ def _note(fact: str, hint: str = "") -> Finding:
     return Finding(severity="note", fact=fact, hint=hint)
 
 
-def _other_plan(run: Run, where: str, target: Table, name: str) -> Finding:
+def other_plan(run: Run, source: Table, target: Table, name: str) -> RefusedError:
+    """Return the error of a run that is bound to other tables or columns than those that are there now."""
     state = "finished" if run.finished else "unfinished"
-    return Finding(
-        severity="refuse",
-        fact=f"the {state} run {run.id} into {where} copied {run.source_table} of {run.source_label}, with other tables"
-        " or columns than now",
-        hint=f"on {name}: TRUNCATE {target.quoted}, then: pipeline copy --restart",
+    what = (
+        "that was another server"
+        if run.source_system != source.server.system_identifier
+        else "one of the tables was made anew since, or its columns have changed"
+    )
+    return RefusedError(
+        f"the {state} run {run.id} into {run.target_table} copied {run.source_table} of {run.source_label}: {what}",
+        f"on {name}: TRUNCATE {target.quoted}, then: pipeline copy --restart",
     )

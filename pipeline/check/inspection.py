@@ -158,7 +158,7 @@ def _look(crew: Crew, look: _Look, route: Route, options: PreflightOptions) -> N
             with look.noting():
                 check_revision(session)
                 if look.table is not None:
-                    look.filled = read_filled(session, look.table)
+                    look.filled = read_filled(session, look.table, route.table)
                     if look.filled.is_foreign and look.obstacles is not None:
                         look.obstacles = look.obstacles.standing()
             with look.noting():

@@ -21,7 +21,7 @@ from pipeline.ledger.quarantine import count_quarantine, read_quarantine
 from pipeline.options import VerifyOptions
 from pipeline.postgres.crew import Crew
 from pipeline.postgres.database import clock
-from pipeline.postgres.tables import Table, describe
+from pipeline.postgres.tables import Table
 from pipeline.postgres.values import Key, key_texts_sql
 from pipeline.settings import Route, TableMapping
 from pipeline.wording import counted
@@ -50,9 +50,8 @@ def _read_pair(crew: Crew, route: Route) -> Pair:
     """Read both tables; where a run has set rows aside, such rows are left out, and looked for in quarantine."""
     with crew.session(route.source, "verify") as source, crew.session(route.target, "verify") as target:
         runs.check_revision(target)
-        table = describe(target, route.table)
         with target.transaction(read_only=True) as cursor:
-            run = runs.latest_run(cursor, table)
+            run = runs.latest_run(cursor, route.table)
             set_aside = run is not None and count_quarantine(cursor, run.id) > 0
         return read_pair(crew, source, target, route, to_write=False, set_aside=set_aside)
 
@@ -158,7 +157,7 @@ def _quarantine(crew: Crew, route: Route, pair: Pair) -> CheckDone:
     started = clock()
     with crew.session(route.source, "verify") as source, crew.session(route.target, "verify") as target:
         with target.transaction(read_only=True) as cursor:
-            run = runs.latest_run(cursor, pair.target)
+            run = runs.latest_run(cursor, route.table)
             aside = {row.key for row in read_quarantine(cursor, run.id)} if run is not None else set()
         table = pair.source.only_left_out()
         query = sql.SQL("SELECT {} FROM {}").format(key_texts_sql(table), table.scanned)

@@ -15,6 +15,7 @@ from pipeline.ledger.marks import insert_slices
 from pipeline.postgres.database import Cursor, Session
 from pipeline.postgres.slices import Slice
 from pipeline.postgres.tables import Table
+from pipeline.settings import TableMapping
 
 # The revision of alembic/versions that this code is written for.
 REVISION = "0005"
@@ -98,14 +99,14 @@ _RUN_COLUMNS = sql.SQL("""
 """)
 
 
-def latest_run(cursor: Cursor, target: Table) -> Run | None:
+def latest_run(cursor: Cursor, target: TableMapping) -> Run | None:
     """Return the unfinished run into a table, else its last finished one; abandoned ones do not count."""
     cursor.execute(
         sql.SQL(
             "SELECT {} FROM pipeline.run WHERE target_schema = %s AND target_table = %s AND abandoned_at IS NULL"
             " ORDER BY finished_at IS NULL DESC, id DESC LIMIT 1"
         ).format(_RUN_COLUMNS),
-        (target.schema, target.name),
+        (target.schema, target.table),
     )
     row = cursor.fetchone()
     return None if row is None else _run(row)

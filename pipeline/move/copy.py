@@ -56,7 +56,7 @@ def _run(
     step = partial(_step, crew, job, lease, options.deadline_seconds)
     yield _planned(job, options)
     yield from _found(job, options)
-    yield from _set_aside(crew, job, lease, options)
+    quarantined = yield from _set_aside(crew, job, lease, options, told=0)
     if not job.run.rows_before and not any(part.done for part in job.slices):
         yield from step("setting the indexes aside", partial(_defer, lease))
     warming.result()
@@ -80,7 +80,7 @@ def _run(
     if builder.result():
         # An index takes minutes, and legacy went on meanwhile.
         yield from _settle(crew, job, lease, options, seen, passes)
-    quarantined = yield from _set_aside(crew, job, lease, options)
+    quarantined = yield from _set_aside(crew, job, lease, options, told=quarantined)
     lease.leave()
     rows, refused = step("closing the books", partial(_finish, lease))
     yield from refused
@@ -128,7 +128,7 @@ def _found(job: Job, options: CopyOptions) -> Iterator[Event]:
         )
 
 
-def _set_aside(crew: Crew, job: Job, lease: Lease, options: CopyOptions) -> Generator[Event, None, int]:
+def _set_aside(crew: Crew, job: Job, lease: Lease, options: CopyOptions, told: int) -> Generator[Event, None, int]:
     """Write down the rows that are left out; before the load, and again for what changed meanwhile."""
     if not job.pair.unfit:
         return 0
@@ -138,7 +138,7 @@ def _set_aside(crew: Crew, job: Job, lease: Lease, options: CopyOptions) -> Gene
 
     work = crew.start(with_retries, crew, "the quarantine", options.deadline_seconds, attempt)
     yield from crew.follow([work], guards=[lease.future])
-    if rows := work.result():
+    if (rows := work.result()) != told:
         yield Quarantined(rows=rows)
     return rows
 

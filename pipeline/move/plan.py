@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from psycopg2 import sql
 
 from pipeline.check.existing import Existing, compare_existing, conflict
+from pipeline.check.filled import other_plan
 from pipeline.check.gate import check_gate
 from pipeline.check.pair import Pair, read_pair
 from pipeline.check.preflight import refuse_if_needed
@@ -22,7 +23,7 @@ from pipeline.postgres.indexes import secondary_indexes
 from pipeline.postgres.slices import Slice, boundaries_sql, plan_keys, plan_pages
 from pipeline.postgres.tables import Table
 from pipeline.postgres.values import form_sql
-from pipeline.settings import Route
+from pipeline.settings import Route, TableMapping
 from pipeline.wording import counted
 
 # So many rows of a view are weighed, to cut it into slices of about the same size.
@@ -48,6 +49,16 @@ class Job:
         return self.existing is None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """What a copy would do: go on with ``run``, or begin another with these slices, into what is ``existing``."""
+
+    pair: Pair
+    run: runs.Run | None
+    existing: Existing
+    slices: tuple[Slice, ...]
+
+
 def prepare(crew: Crew, route: Route, options: CopyOptions) -> Job:
     """Check everything, then continue the unfinished run, find the finished one, or record a new one."""
     crew.warm((route.target, LEASE))
@@ -56,39 +67,40 @@ def prepare(crew: Crew, route: Route, options: CopyOptions) -> Job:
         with target.transaction() as cursor:
             # Before anything else is asked: what one of them left open can lock the whole table.
             end_lapsed_generations(cursor)
-        pair = read_pair(crew, source, target, route, to_write=True, set_aside=options.quarantine)
-        with target.transaction() as cursor:
-            run, empty = _standing_run(cursor, target, pair, options.restart)
-            slices = () if run is None else marks.read_slices(cursor, run.id)
-        _check_gate(crew, source, target, pair, run, options)
-        if run is not None:
-            return Job(route=route, pair=pair, run=run, existing=None, slices=slices)
-        # Between two transactions: to compare what is there, and to cut a view, may take long.
-        existing = Existing() if empty else _check_existing(source, target, pair, options)
-        pair, slices = cut(source, pair, options.slice_bytes)
+        plan = _plan(crew, source, target, route, options)
+        if plan.run is not None:
+            return Job(route=route, pair=plan.pair, run=plan.run, existing=None, slices=plan.slices)
         with target.transaction() as cursor:
             if options.restart:
-                _abandon(cursor, pair.target)
+                _abandon(cursor, route.table)
             run = runs.create_run(
                 cursor,
-                pair.source,
-                pair.target,
+                plan.pair.source,
+                plan.pair.target,
                 route.labels,
-                pair.columns,
-                slices,
+                plan.pair.columns,
+                plan.slices,
                 options.slice_bytes,
-                pair.horizons,
-                existing.rows,
+                plan.pair.horizons,
+                plan.existing.rows,
             )
-    return Job(route=route, pair=pair, run=run, existing=existing, slices=slices)
+    return Job(route=route, pair=plan.pair, run=run, existing=plan.existing, slices=plan.slices)
 
 
-def _check_gate(
-    crew: Crew, source: Session, target: Session, pair: Pair, run: runs.Run | None, options: CopyOptions
-) -> None:
-    """Raise RefusedError with what stands in the way of a copy that has something to do."""
+def _plan(crew: Crew, source: Session, target: Session, route: Route, options: CopyOptions) -> _Plan:
+    """Check everything that could stand in the way; find the run to go on with, or cut the source for a new one."""
+    pair = read_pair(crew, source, target, route, to_write=True, set_aside=options.quarantine)
+    with target.transaction(read_only=True) as cursor:
+        run, empty = _standing_run(cursor, target, route.table, pair, options.restart)
+        slices = () if run is None else marks.read_slices(cursor, run.id)
     if run is None or run.finished is None:
         refuse_if_needed(check_gate(crew, source, target, pair.source, pair.target, workers=options.workers))
+    existing = Existing()
+    if run is None:
+        # In no transaction of the target: to compare what is there, and to cut a view, may take long.
+        existing = existing if empty else _check_existing(source, target, pair, options)
+        pair, slices = cut(source, pair, options.slice_bytes)
+    return _Plan(pair=pair, run=run, existing=existing, slices=slices)
 
 
 def enter(session: Session, job: Job, generation: int) -> Job:
@@ -96,11 +108,11 @@ def enter(session: Session, job: Job, generation: int) -> Job:
 
     Who had the lease until now may have done more since the job was read, and even all of it; but nobody
     had it before the first generation. Raises BusyError where somebody else has given the run up
-    meanwhile, and RefusedError as ``check_foreign_rows``.
+    meanwhile, and RefusedError where rows are there that the run did not bring, or gone.
     """
     with session.transaction(read_only=True) as cursor:
         if generation > 1:
-            run = runs.latest_run(cursor, job.pair.target)
+            run = runs.latest_run(cursor, job.route.table)
             if run is None or run.id != job.run.id:
                 raise BusyError(f"run {job.run.id} was given up by another copy meanwhile", "pipeline status shows it")
             job = replace(job, run=run, slices=marks.read_slices(cursor, run.id))
@@ -143,22 +155,24 @@ def _weigh_sql(table: Table, columns: Sequence[str]) -> sql.Composable:
     ).format(table=table.scanned, sizes=sizes, sample=sql.Literal(SAMPLE_ROWS))
 
 
-def _standing_run(cursor: Cursor, session: Session, pair: Pair, restart: bool) -> tuple[runs.Run | None, bool]:
+def _standing_run(
+    cursor: Cursor, session: Session, mapping: TableMapping, pair: Pair, restart: bool
+) -> tuple[runs.Run | None, bool]:
     """Return the run to go on with, or None where a new one is to begin; and whether the target's table is empty.
 
     Raises RefusedError where the run is bound to another plan.
     """
-    run, empty = runs.latest_run(cursor, pair.target), _is_empty(cursor, pair.target)
+    run, empty = runs.latest_run(cursor, mapping), _is_empty(cursor, pair.target)
     if run is None or (restart if run.finished is None else empty):
         return None, empty
     if run.fingerprint != runs.fingerprint(pair.source, pair.target, pair.columns):
-        raise _other_plan(run, session, pair.source)
+        raise other_plan(run, pair.source, pair.target, session.endpoint.name)
     return run, empty
 
 
-def _abandon(cursor: Cursor, table: Table) -> None:
+def _abandon(cursor: Cursor, mapping: TableMapping) -> None:
     """Give an unfinished run up. Raises BusyError while a copier is at work on it."""
-    run = runs.latest_run(cursor, table)
+    run = runs.latest_run(cursor, mapping)
     if run is None or run.finished is not None:
         return
     if leases.take_lease(cursor, run) is None:
@@ -175,17 +189,10 @@ def preview(route: Route, options: CopyOptions) -> Previewed:
 def _preview(crew: Crew, route: Route, options: CopyOptions) -> Previewed:
     with crew.together((route.source, "copy"), (route.target, "copy"), keep=False) as (source, target):
         runs.check_revision(target)
-        pair = read_pair(crew, source, target, route, to_write=True, set_aside=options.quarantine)
-        with target.transaction(read_only=True) as cursor:
-            run, empty = _standing_run(cursor, target, pair, options.restart)
-            slices = () if run is None else marks.read_slices(cursor, run.id)
-        _check_gate(crew, source, target, pair, run, options)
-        existing = Existing()
-        if run is None:
-            existing = existing if empty else _check_existing(source, target, pair, options)
-            pair, slices = cut(source, pair, options.slice_bytes)
+        plan = _plan(crew, source, target, route, options)
+        run, pair, slices = plan.run, plan.pair, plan.slices
         left = sum(not part.done for part in slices)
-        before = existing.rows if run is None else run.rows_before
+        before = plan.existing.rows if run is None else run.rows_before
         untouched = left == len(slices) and pair.target.owned and not before
         with target.transaction(read_only=True) as cursor:
             indexes = secondary_indexes(cursor, pair.target.oid) if untouched else ()
@@ -215,7 +222,7 @@ def _check_foreign_rows(cursor: Cursor, session: Session, job: Job) -> None:
     """
     if job.run.rows_before:
         return
-    found = count_rows(cursor, job.pair.target)
+    found = _count_rows(cursor, job.pair.target)
     brought = runs.rows_brought(cursor, job.run.id)
     where = f"{session.label}'s {job.pair.target.qualified}"
     if found > brought:
@@ -230,7 +237,7 @@ def _check_foreign_rows(cursor: Cursor, session: Session, job: Job) -> None:
         )
 
 
-def count_rows(cursor: Cursor, table: Table) -> int:
+def _count_rows(cursor: Cursor, table: Table) -> int:
     """Return the number of rows that this transaction sees."""
     cursor.execute(sql.SQL("SELECT pg_catalog.count(*) FROM {}").format(table.scanned))
     row = cursor.fetchone()
@@ -242,16 +249,3 @@ def _is_empty(cursor: Cursor, table: Table) -> bool:
     cursor.execute(sql.SQL("SELECT NOT EXISTS (SELECT 1 FROM {})").format(table.scanned))
     row = cursor.fetchone()
     return bool(row and row[0])
-
-
-def _other_plan(run: runs.Run, session: Session, source: Table) -> RefusedError:
-    state = "finished" if run.finished else "unfinished"
-    what = (
-        "that was another server"
-        if run.source_system != source.server.system_identifier
-        else "one of the tables was made anew since, or its columns have changed"
-    )
-    return RefusedError(
-        f"the {state} run {run.id} into {run.target_table} copied {run.source_table} of {run.source_label}: {what}",
-        f"empty {run.target_table} on {session.endpoint.name} and run: pipeline copy --restart",
-    )

@@ -29,16 +29,16 @@ BATCH_KEYS = 2_000
 def set_aside(crew: Crew, job: Job, lease: Lease) -> int:
     """Write down every row of the source that cannot be carried, in place of what was written before; return how many.
 
-    One scan of the source, one transaction on the target: who interrupts it leaves the quarantine as it was.
+    One scan of the source (none where by their types all rows can be), one transaction on the target: who
+    interrupts it leaves the quarantine as it was.
     """
     total = 0
-    with (
-        crew.session(job.route.source, lease.purpose) as source,
-        crew.session(job.route.target, lease.purpose) as target,
-        target.transaction(then=lease.guard) as cursor,
-    ):
+    ends = (job.route.source, lease.purpose), (job.route.target, lease.purpose)
+    with crew.together(*ends) as (source, target), target.transaction(then=lease.guard) as cursor:
         leases.check_guard(cursor)
         clear_quarantine(cursor, job.run.id)
+        if not job.pair.unfit:
+            return 0
         for batch in source.stream(_unfit_sql(job.pair), batch_rows=BATCH_ROWS):
             crew.check()
             add_to_quarantine(cursor, job.run.id, [(tuple(key), reason, row) for reason, row, *key in batch])
@@ -81,14 +81,12 @@ def retry(route: Route, options: CopyOptions) -> Generator[Event, None, None]:
     PipelineError: RefusedError where there is no finished run.
     """
     with Crew(options.stall_seconds) as crew:
-        job, keys = crew.call(_prepare, crew, route)
+        job, rows = crew.call(_prepare, crew, route)
         lease = Lease(crew, route.target, job.run, options.deadline_seconds)
-        bringing = crew.start(_bring, crew, job, lease, keys, options.on_conflict)
-        yield from crew.follow([bringing], guards=[lease.future])
-        brought = bringing.result()
-        left = crew.call(set_aside, crew, job, lease) if job.pair.unfit else crew.call(_clear, crew, job, lease)
+        work = crew.start(_retry, crew, job, lease, rows, options.on_conflict)
+        yield from crew.follow([work], guards=[lease.future])
         lease.release()
-        yield Retried(run=job.run.id, brought=brought, gone=len(keys) - brought - left, left=left)
+        yield work.result()
 
 
 def _prepare(crew: Crew, route: Route) -> tuple[Job, tuple[SetAside, ...]]:
@@ -96,7 +94,7 @@ def _prepare(crew: Crew, route: Route) -> tuple[Job, tuple[SetAside, ...]]:
         runs.check_revision(target)
         pair = read_pair(crew, source, target, route, to_write=True, set_aside=True)
         with target.transaction(read_only=True) as cursor:
-            run = runs.latest_run(cursor, pair.target)
+            run = runs.latest_run(cursor, route.table)
             if run is None or run.finished is None:
                 state = "no run has filled" if run is None else f"run {run.id} is not finished into"
                 raise RefusedError(
@@ -106,23 +104,17 @@ def _prepare(crew: Crew, route: Route) -> tuple[Job, tuple[SetAside, ...]]:
     return Job(route=route, pair=pair, run=run, existing=None, slices=()), found
 
 
-def _bring(crew: Crew, job: Job, lease: Lease, rows: tuple[SetAside, ...], on_conflict: OnConflict) -> int:
-    brought = 0
-    with (
-        crew.session(job.route.source, lease.purpose) as source,
-        crew.session(job.route.target, lease.purpose) as target,
-    ):
+def _retry(crew: Crew, job: Job, lease: Lease, rows: tuple[SetAside, ...], on_conflict: OnConflict) -> Retried:
+    """Bring what can be carried, then write the quarantine anew: rows may have come into it that were not there."""
+    total = Outcome()
+    ends = (job.route.source, lease.purpose), (job.route.target, lease.purpose)
+    with crew.together(*ends) as (source, target):
         for first in range(0, len(rows), BATCH_KEYS):
             crew.check()
             keys = [row.key for row in rows[first : first + BATCH_KEYS]]
-            done: Outcome = reconcile(source, target, job.pair, keys, lease, on_conflict)
-            brought += done.inserted + done.updated
-    return brought
-
-
-def _clear(crew: Crew, job: Job, lease: Lease) -> int:
-    """Forget the quarantine: by their types, both tables fit each other now."""
-    with crew.session(job.route.target, lease.purpose) as target, target.transaction(then=lease.guard) as cursor:
-        leases.check_guard(cursor)
-        clear_quarantine(cursor, job.run.id)
-    return 0
+            total = total.plus(reconcile(source, target, job.pair, keys, lease, on_conflict))
+        set_aside(crew, job, lease)
+        with target.transaction(read_only=True) as cursor:
+            left = {row.key for row in read_quarantine(cursor, job.run.id)}
+    staying = sum(row.key in left for row in rows)
+    return Retried(run=job.run.id, brought=total.found, gone=len(rows) - total.found - staying, left=len(left))

@@ -27,11 +27,15 @@ STAGE = sql.Identifier("pg_temp", "pipeline_stage")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a batch did to the target: rows added, rows written over, rows deleted."""
+    """What a batch did to the target: rows added, rows written over, rows deleted.
+
+    ``found`` are the rows of these keys that the source has, and that can be carried.
+    """
 
     inserted: int = 0
     updated: int = 0
     deleted: int = 0
+    found: int = 0
 
     @property
     def written(self) -> int:
@@ -44,6 +48,7 @@ class Outcome:
             inserted=self.inserted + other.inserted,
             updated=self.updated + other.updated,
             deleted=self.deleted + other.deleted,
+            found=self.found + other.found,
         )
 
 
@@ -59,13 +64,13 @@ def reconcile(
         leases.check_guard(cursor)
         create_stage(cursor, pair.target, pair.columns)
         query = _select_keys_sql(pair.source, pair.columns, keys)
-        relay(source, query, target, cursor, insert_sql(STAGE, pair.columns))
+        staged = relay(source, query, target, cursor, insert_sql(STAGE, pair.columns))
         inserted, updated = upsert_from_stage(cursor, pair, target.label, lease.run_id, on_conflict)
         cursor.execute(_delete_sql(pair.target, keys, lease.run_id))
         deleted = cursor.rowcount
         runs.add_reconciled(cursor, lease.run_id, inserted - deleted)
         failpoint("in_reconcile")
-    return Outcome(inserted=inserted, updated=updated, deleted=deleted)
+    return Outcome(inserted=inserted, updated=updated, deleted=deleted, found=staged.rows)
 
 
 def create_stage(cursor: Cursor, table: Table, columns: Sequence[str]) -> None:

@@ -53,8 +53,8 @@ def test_clear_route_ends_with_0_and_says_what_comes_next(
     small_legacy.execute("ALTER TABLE public.embeddings ADD COLUMN more text")
     main.execute("ALTER TABLE public.embeddings ADD COLUMN more text")
     found = findings(preflight(env, code=4))
-    assert has(found, "refuse", "the finished run 1 into main's public.embeddings copied public.embeddings of")
-    assert has(found, "refuse", "with other tables or columns than now", "TRUNCATE public.embeddings, then: pipeline")
+    assert has(found, "refuse", "the finished run 1 into public.embeddings copied public.embeddings of")
+    assert has(found, "refuse", "or its columns have changed", "on main: TRUNCATE public.embeddings, then: pipeline")
 
 
 # On main, all at once: the statement, and the severity, fact and hint that must come of it.
