@@ -1,6 +1,8 @@
 """What acts on rows that come into the target's table, and could make others of them: triggers and rules."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 from pipeline.check.preflight import Finding, Severity
 from pipeline.postgres.database import Cursor
@@ -36,9 +38,22 @@ class Attached:
     rules: tuple[Rule, ...]
     logged: bool
 
+    @classmethod
+    def found(cls, rows: Sequence[Sequence[Any]]) -> Self:
+        """Make it of the rows of ATTACHED_SQL."""
+        return cls(
+            triggers=tuple(
+                Trigger(name=name, quoted=quoted, each_row=bool(bits & _ROW), on_insert=bool(bits & _INSERT))
+                for kind, name, quoted, bits in rows
+                if kind == "trigger"
+            ),
+            rules=tuple(Rule(name=name, quoted=quoted) for kind, name, quoted, _ in rows if kind == "rule"),
+            logged=not any(kind == "unlogged" for kind, *_ in rows),
+        )
+
 
 # A role or a database set to session_replication_role = replica fires others than usual.
-_ATTACHED_SQL = """
+ATTACHED_SQL = """
 WITH mode AS (SELECT CASE WHEN pg_catalog.current_setting('session_replication_role') = 'replica'
                           THEN ARRAY['R', 'A'] ELSE ARRAY['O', 'A'] END AS enabled)
 SELECT 'trigger', tgname, pg_catalog.quote_ident(tgname), tgtype::pg_catalog.int4
@@ -55,17 +70,8 @@ ORDER BY 1, 2
 
 def read_attached(cursor: Cursor, table: Table) -> Attached:
     """Read what acts on rows that come in, by one query."""
-    cursor.execute(_ATTACHED_SQL, {"oid": table.oid})
-    found = cursor.fetchall()
-    return Attached(
-        triggers=tuple(
-            Trigger(name=name, quoted=quoted, each_row=bool(bits & _ROW), on_insert=bool(bits & _INSERT))
-            for kind, name, quoted, bits in found
-            if kind == "trigger"
-        ),
-        rules=tuple(Rule(name=name, quoted=quoted) for kind, name, quoted, _ in found if kind == "rule"),
-        logged=not any(kind == "unlogged" for kind, *_ in found),
-    )
+    cursor.execute(ATTACHED_SQL, {"oid": table.oid})
+    return Attached.found(cursor.fetchall())
 
 
 def check_attached(table: Table, attached: Attached, name: str) -> tuple[Finding, ...]:

@@ -1,13 +1,15 @@
 """What changed since a horizon: keys by one scan of the heap, and key sums that show deletes."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from psycopg2 import sql
 
 from pipeline.check.digests import BUCKETS, BucketMap, hash_sql
 from pipeline.errors import StatementError
-from pipeline.postgres.database import Cursor, Session
-from pipeline.postgres.tables import Table
+from pipeline.postgres.database import Session
+from pipeline.postgres.facts import gather, horizon_sql
+from pipeline.postgres.tables import HEAPS_SQL, Table, heap_files
 from pipeline.postgres.values import Key, key_texts_sql
 
 # age() is a signed 32-bit distance: beyond this many transactions it would count backwards.
@@ -24,16 +26,20 @@ def changed_keys(session: Session, table: Table, horizon: int) -> Iterator[list[
     query = sql.SQL("SELECT {} FROM {} WHERE pg_catalog.age(xmin) <= pg_catalog.age({}::pg_catalog.xid)").format(
         key_texts_sql(table), table.scanned, sql.Literal(str(horizon % 2**32))
     )
-    with session.transaction(read_only=True) as cursor:
-        _check_age(session, cursor, horizon)
+    ((now,),) = session.rows(_now_sql(session.version))
+    _check_age(session, now, horizon)
     yield from session.stream(query)
 
 
-def _check_age(session: Session, cursor: Cursor, horizon: int) -> None:
-    modern = "pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::pg_catalog.text::pg_catalog.int8"
-    old = "pg_catalog.txid_snapshot_xmax(pg_catalog.txid_current_snapshot())"
-    cursor.execute(sql.SQL("SELECT ") + sql.SQL(modern if session.version >= 130000 else old))
-    ((now,),) = cursor.fetchall()
+def _now_sql(version: int) -> str:
+    return (
+        "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::pg_catalog.text::pg_catalog.int8"
+        if version >= 130000
+        else "SELECT pg_catalog.txid_snapshot_xmax(pg_catalog.txid_current_snapshot())"
+    )
+
+
+def _check_age(session: Session, now: int, horizon: int) -> None:
     if not 0 <= now - horizon < MAX_AGE:
         raise StatementError(
             f"{session.label} is at transaction {now}, the last pass was at {horizon}: they cannot be compared",
@@ -41,16 +47,28 @@ def _check_age(session: Session, cursor: Cursor, horizon: int) -> None:
         )
 
 
-def count_rows_and_changes(session: Session, cursor: Cursor, table: Table, horizon: int) -> tuple[int, int]:
-    """Return the number of rows, and how many of them ``changed_keys`` would yield; by the same one scan."""
-    query = sql.SQL(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """A source at one moment: its horizon, its heaps' files, its rows, and how many ``changed_keys`` would yield."""
+
+    horizon: int
+    files: tuple[int, ...]
+    rows: int
+    changed: int
+
+
+def look(session: Session, table: Table, horizon: int) -> Look:
+    """Look at a source by one scan of its heap, in one snapshot. Raises StatementError as ``changed_keys``."""
+    count = sql.SQL(
         "SELECT pg_catalog.count(*),"
         " pg_catalog.count(*) FILTER (WHERE pg_catalog.age(xmin) <= pg_catalog.age({}::pg_catalog.xid)) FROM {}"
     ).format(sql.Literal(str(horizon % 2**32)), table.scanned)
-    _check_age(session, cursor, horizon)
-    cursor.execute(query)
-    ((rows, changed),) = cursor.fetchall()
-    return rows, changed
+    queries = (horizon_sql(session.version), _now_sql(session.version), HEAPS_SQL, count)
+    with session.transaction(read_only=True, single=True) as cursor:
+        names = {"schema": table.schema, "name": table.name}
+        ((here,),), ((now,),), heaps, ((rows, changed),) = gather(cursor, queries, names)
+    _check_age(session, now, horizon)
+    return Look(horizon=here, files=heap_files(heaps), rows=rows, changed=changed)
 
 
 def key_sums(session: Session, table: Table) -> BucketMap:

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 from pipeline.check.preflight import Finding, Severity
 from pipeline.endpoints import Endpoint
-from pipeline.postgres.database import ServerIdentity, Session
+from pipeline.postgres.database import Session
+from pipeline.postgres.facts import ServerIdentity, identity
 from pipeline.wording import counted
 
 Limit = Literal["server", "role", "database"]
@@ -42,6 +43,35 @@ class Footing:
     read_only: bool
     rooms: tuple[Room, ...]
 
+    @classmethod
+    def found(
+        cls,
+        endpoint: Endpoint,
+        system: int,
+        started: str,
+        database: int,
+        role: str,
+        quoted_role: str,
+        quoted_database: str,
+        in_recovery: bool,
+        read_only: bool,
+        *rooms: int | None,
+    ) -> Self:
+        """Make it of the row of FOOTING_SQL."""
+        limits: tuple[Limit, ...] = ("server", "role", "database")
+        return cls(
+            endpoint=endpoint,
+            server=identity(system, started, database),
+            role=role,
+            quoted_role=quoted_role,
+            quoted_database=quoted_database,
+            in_recovery=in_recovery,
+            read_only=read_only,
+            rooms=tuple(
+                Room(limit=limit, free=free) for limit, free in zip(limits, rooms, strict=True) if free is not None
+            ),
+        )
+
     @property
     def room(self) -> Room:
         """Return the tightest limit."""
@@ -60,7 +90,7 @@ class Footing:
 # Limits of the role and the database do not bind a superuser, who may take the reserved sessions too.
 # Whose a session is, and what it calls itself, shows to every role; what kind of backend it is does not.
 # Sessions that only look are gone before a copy's workers come. Our own SET LOCAL does not show in reset_val.
-_FOOTING_SQL = """
+FOOTING_SQL = """
 WITH s AS (SELECT datid, usesysid FROM pg_catalog.pg_stat_activity
            WHERE datid IS NOT NULL AND pid <> pg_catalog.pg_backend_pid()
              AND application_name NOT IN ('pipeline preflight', 'pipeline copy', 'pipeline lease')
@@ -85,24 +115,8 @@ WHERE r.rolname = CURRENT_USER AND d.datname = pg_catalog.current_database()
 
 def read_footing(session: Session) -> Footing:
     """Read a side's footing, by one query. Raises PipelineError."""
-    with session.transaction(read_only=True, then=_FOOTING_SQL) as cursor:
-        ((system, started, database, role, quoted_role, quoted_database, recovery, read_only, *rooms),) = (
-            cursor.fetchall()
-        )
-    limits: tuple[Limit, ...] = ("server", "role", "database")
-    return Footing(
-        endpoint=session.endpoint,
-        # The catalog shows the unsigned identifier as a signed number.
-        server=ServerIdentity(system_identifier=system % 2**64, started=started, database_oid=database),
-        role=role,
-        quoted_role=quoted_role,
-        quoted_database=quoted_database,
-        in_recovery=recovery,
-        read_only=read_only,
-        rooms=tuple(
-            Room(limit=limit, free=free) for limit, free in zip(limits, rooms, strict=True) if free is not None
-        ),
-    )
+    (row,) = session.rows(FOOTING_SQL)
+    return Footing.found(session.endpoint, *row)
 
 
 def check_footings(source: Footing | None, target: Footing | None, *, workers: int) -> tuple[Finding, ...]:

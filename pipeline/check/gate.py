@@ -1,13 +1,14 @@
-"""The gate of a copy: what preflight would refuse of servers and target, asked for in three short queries."""
+"""The gate of a copy: what preflight would refuse of servers and target, asked for in one round trip."""
 
 from functools import partial
 
-from pipeline.check.attached import check_attached, read_attached
-from pipeline.check.footing import check_footings, read_footing
+from pipeline.check.attached import ATTACHED_SQL, Attached, check_attached
+from pipeline.check.footing import FOOTING_SQL, Footing, check_footings, read_footing
 from pipeline.check.obstacles import check_extensions
 from pipeline.check.preflight import Finding
 from pipeline.postgres.crew import Crew
 from pipeline.postgres.database import Session
+from pipeline.postgres.facts import gather
 from pipeline.postgres.tables import Table
 
 
@@ -19,12 +20,16 @@ def check_gate(
     The rules are preflight's own. Raises PipelineError.
     """
     names = (source.endpoint.name, target.endpoint.name)
-    footings = crew.beside(partial(read_footing, source), partial(read_footing, target))
-    with target.transaction(read_only=True) as cursor:
-        attached = read_attached(cursor, there)
+    mine, (theirs, attached) = crew.beside(partial(read_footing, source), partial(_read_target, target, there))
     found = (
-        *check_footings(*footings, workers=workers),
+        *check_footings(mine, theirs, workers=workers),
         *check_attached(there, attached, names[1]),
         *check_extensions(here.extension, there.extension, names),
     )
     return tuple(finding for finding in found if finding.severity == "refuse")
+
+
+def _read_target(session: Session, table: Table) -> tuple[Footing, Attached]:
+    with session.transaction(read_only=True, single=True) as cursor:
+        (footing,), rows = gather(cursor, (FOOTING_SQL, ATTACHED_SQL), {"oid": table.oid})
+    return Footing.found(session.endpoint, *footing), Attached.found(rows)

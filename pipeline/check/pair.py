@@ -12,9 +12,9 @@ from pipeline.check.digests import check_version
 from pipeline.check.dimensions import check_vector_dimensions
 from pipeline.check.preflight import carried_columns, check_tables, has_own_key, refuse_if_needed
 from pipeline.postgres.crew import Crew
-from pipeline.postgres.database import Session, horizon
-from pipeline.postgres.tables import Table, read_table
-from pipeline.settings import Route, TableMapping
+from pipeline.postgres.database import Session
+from pipeline.postgres.tables import Table, survey
+from pipeline.settings import Route
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ def read_pair(
     check_version(source, is_target=False)
     check_version(target, is_target=True)
     (here, source_horizon), (there, target_horizon) = crew.beside(
-        partial(_survey, source, route.table), partial(_survey, target, route.table)
+        partial(survey, source, route.table), partial(survey, target, route.table)
     )
     here, there = replace(here, peer_version=there.version), replace(there, peer_version=here.version)
     names = (source.endpoint.name, target.endpoint.name)
@@ -89,10 +89,3 @@ def read_pair(
         horizons=(source_horizon, target_horizon),
         unfit=unfit,
     )
-
-
-def _survey(session: Session, mapping: TableMapping) -> tuple[Table, int]:
-    """Return a side's table, and its horizon from before anything of the table was read."""
-    with session.transaction(read_only=True) as cursor:
-        since = horizon(cursor)
-        return read_table(cursor, mapping, session), since

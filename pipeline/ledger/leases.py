@@ -4,6 +4,8 @@ import os
 import socket
 from dataclasses import dataclass
 
+from psycopg2 import sql
+
 from pipeline.errors import BusyError
 from pipeline.ledger.runs import Run
 from pipeline.postgres.database import Cursor
@@ -50,24 +52,33 @@ def take_lease(cursor: Cursor, run: Run) -> int | None:
     FOR UPDATE waits for every slice transaction of the old generation (they hold FOR KEY SHARE): when
     this returns, none of them can commit any more. Raises ConflictError after the lock timeout.
     """
-    # Looked at before as well: behind a copier that lives, the lock would be waited for in vain. A run that
-    # was recorded just now has none.
-    for lock in (False, True) if run.generation else (True,):
+    # Looked at before as well: behind a copier that lives, the lock would be waited for in vain.
+    for lock in (False, True):
         if lock:
             cursor.execute("SELECT id FROM pipeline.run WHERE id = %s FOR UPDATE", (run.id,))
         holder = read_holder(cursor, run)
         if holder is not None and holder.alive:
             return None
+    return _take(cursor, run, sql.SQL("true"))
+
+
+def take_first_lease(cursor: Cursor, run: Run) -> int | None:
+    """Take the lease of a run that was recorded just now, by one statement; None where somebody was faster."""
+    return _take(cursor, run, sql.SQL("lease_generation = 0"))
+
+
+def _take(cursor: Cursor, run: Run, condition: sql.Composable) -> int | None:
     cursor.execute(
-        "UPDATE pipeline.run SET lease_generation = lease_generation + 1, lease_owner = %s,"
-        " lease_backend = CASE WHEN pg_catalog.pg_backend_pid() = %s THEN pg_catalog.pg_backend_pid() END,"
-        " lease_until = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => %s)"
-        " WHERE id = %s RETURNING lease_generation",
+        sql.SQL(
+            "UPDATE pipeline.run SET lease_generation = lease_generation + 1, lease_owner = %s,"
+            " lease_backend = CASE WHEN pg_catalog.pg_backend_pid() = %s THEN pg_catalog.pg_backend_pid() END,"
+            " lease_until = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => %s)"
+            " WHERE id = %s AND {} RETURNING lease_generation"
+        ).format(condition),
         (owner(), _announced(cursor), LEASE_SECONDS, run.id),
     )
     row = cursor.fetchone()
-    assert row is not None
-    return int(row[0])
+    return None if row is None else int(row[0])
 
 
 def _announced(cursor: Cursor) -> int:

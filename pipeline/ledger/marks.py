@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 
 from psycopg2 import sql
-from psycopg2.extras import execute_values
 
 from pipeline.errors import ConflictError
 from pipeline.postgres.database import Cursor
@@ -34,23 +33,37 @@ def read_slices(cursor: Cursor, run_id: int) -> tuple[Slice, ...]:
     )
 
 
-def insert_slices(cursor: Cursor, run_id: int, slices: Sequence[Slice]) -> None:
-    """Record the slices of a new run. Bounds are texts: a page's number, or a key's values as a JSON array."""
-    execute_values(
-        cursor,
-        "INSERT INTO pipeline.slice (run_id, ordinal, kind, relation, lower, upper) VALUES %s",
-        [
-            (
-                run_id,
-                part.ordinal,
-                part.kind,
-                None if part.relation is None else list(part.relation),
-                _written_bound(part.lower),
-                _written_bound(part.upper),
+def insert_slices_sql(run: str, slices: Sequence[Slice]) -> sql.Composable:
+    """Return the statement that records the slices of the run whose ``id`` a query of that name has.
+
+    Bounds are texts: a page's number, or a key's values as a JSON array.
+    """
+    columns = (
+        [part.ordinal for part in slices],
+        [part.kind for part in slices],
+        # Not pairs: an array of arrays comes apart into single texts.
+        [part.relation and part.relation[0] for part in slices],
+        [part.relation and part.relation[1] for part in slices],
+        [_written_bound(part.lower) for part in slices],
+        [_written_bound(part.upper) for part in slices],
+    )
+    return sql.SQL(
+        "INSERT INTO pipeline.slice (run_id, ordinal, kind, relation, lower, upper)"
+        " SELECT {run}.id, part.ordinal, part.kind,"
+        " CASE WHEN part.schema IS NOT NULL THEN ARRAY[part.schema, part.relation] END, part.lower, part.upper"
+        " FROM {run}, ROWS FROM (pg_catalog.unnest({ordinals}::pg_catalog.int4[]),"
+        " pg_catalog.unnest({kinds}::pg_catalog.text[]), pg_catalog.unnest({schemas}::pg_catalog.text[]),"
+        " pg_catalog.unnest({relations}::pg_catalog.text[]), pg_catalog.unnest({lower}::pg_catalog.text[]),"
+        " pg_catalog.unnest({upper}::pg_catalog.text[])) AS part(ordinal, kind, schema, relation, lower, upper)"
+    ).format(
+        run=sql.Identifier(run),
+        **dict(
+            zip(
+                ("ordinals", "kinds", "schemas", "relations", "lower", "upper"),
+                map(sql.Literal, columns),
+                strict=True,
             )
-            for part in slices
-        ],
-        template="(%s, %s, %s, %s::pg_catalog.text[], %s, %s)",
+        ),
     )
 
 

@@ -11,7 +11,7 @@ from psycopg2 import sql
 
 from pipeline import __version__
 from pipeline.errors import BusyError, RefusedError, StatementError
-from pipeline.ledger.marks import insert_slices
+from pipeline.ledger.marks import insert_slices_sql
 from pipeline.postgres.database import Cursor, Session
 from pipeline.postgres.slices import Slice
 from pipeline.postgres.tables import Table
@@ -92,8 +92,8 @@ def fingerprint(source: Table, target: Table, columns: Sequence[str]) -> str:
 
 
 _RUN_COLUMNS = sql.SQL("""
-    id, source_label, target_label, source_system, source_schema || '.' || source_table,
-    target_schema || '.' || target_table, fingerprint, slice_bytes, lease_generation,
+    id, source_label, target_label, source_system, source_schema || '.' || source_table AS source,
+    target_schema || '.' || target_table AS target, fingerprint, slice_bytes, lease_generation,
     started_at, loaded_at, finished_at, source_horizon, target_horizon, reconciled_rows,
     rows_before
 """)
@@ -123,18 +123,18 @@ def create_run(
     horizons: tuple[int, int],
     rows_before: int,
 ) -> Run:
-    """Record a run and its slices. Raises BusyError where another one was recorded just now.
+    """Record a run and its slices, by one statement. Raises BusyError where another one was recorded just now.
 
     ``horizons`` are the source's and the target's, taken before anything was read.
     """
     cursor.execute(
         sql.SQL(
-            "INSERT INTO pipeline.run (source_label, target_label, source_system, source_database, source_schema,"
-            " source_table, source_oid, target_schema, target_table, target_oid, column_names, column_types,"
-            " key_columns, slice_bytes, fingerprint, source_horizon, target_horizon, tool_version, rows_before)"
-            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
-            " ON CONFLICT DO NOTHING RETURNING {}"
-        ).format(_RUN_COLUMNS),
+            "WITH new AS (INSERT INTO pipeline.run (source_label, target_label, source_system, source_database,"
+            " source_schema, source_table, source_oid, target_schema, target_table, target_oid, column_names,"
+            " column_types, key_columns, slice_bytes, fingerprint, source_horizon, target_horizon, tool_version,"
+            " rows_before) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+            " ON CONFLICT DO NOTHING RETURNING {run}), parts AS ({parts}) SELECT * FROM new"
+        ).format(run=_RUN_COLUMNS, parts=insert_slices_sql("new", slices)),
         (
             *labels,
             source.server.system_identifier,
@@ -158,9 +158,7 @@ def create_run(
     row = cursor.fetchone()
     if row is None:
         raise BusyError(f"another copy into {target.qualified} began at this moment", "pipeline status shows it")
-    run = _run(row)
-    insert_slices(cursor, run.id, slices)
-    return run
+    return _run(row)
 
 
 def _run(row: Sequence[Any]) -> Run:
@@ -188,21 +186,19 @@ def add_reconciled(cursor: Cursor, run_id: int, rows: int) -> None:
     )
 
 
-def move_horizon(cursor: Cursor, run_id: int, source_horizon: int) -> None:
-    """Record that everything before a source horizon was looked at, after the pass that did it."""
-    cursor.execute("UPDATE pipeline.run SET source_horizon = %s WHERE id = %s", (source_horizon, run_id))
-
-
-def rows_brought(cursor: Cursor, run_id: int) -> int:
-    """Return how many rows of the target's table the run brought, by its own books."""
+def move_horizon(cursor: Cursor, run_id: int, generation: int, source_horizon: int) -> None:
+    """Record that everything before a source horizon was looked at; whoever has lost the lease changes nothing."""
     cursor.execute(
-        "SELECT reconciled_rows + (SELECT coalesce(sum(s.rows), 0) FROM pipeline.slice s WHERE s.run_id = r.id)"
-        " FROM pipeline.run r WHERE r.id = %s",
-        (run_id,),
+        "UPDATE pipeline.run SET source_horizon = %s WHERE id = %s AND lease_generation = %s",
+        (source_horizon, run_id, generation),
     )
-    row = cursor.fetchone()
-    assert row is not None
-    return int(row[0])
+
+
+# How many rows of the target's table the run brought, by its own books.
+ROWS_BROUGHT_SQL = """
+SELECT r.reconciled_rows + (SELECT coalesce(pg_catalog.sum(s.rows), 0) FROM pipeline.slice s WHERE s.run_id = r.id)
+FROM pipeline.run r WHERE r.id = %(run)s
+"""
 
 
 def mark_loaded(cursor: Cursor, run_id: int) -> None:
@@ -214,10 +210,13 @@ def mark_loaded(cursor: Cursor, run_id: int) -> None:
     )
 
 
-def mark_finished(cursor: Cursor, run_id: int) -> None:
-    """Record the run's end, and give the lease back."""
+def mark_finished(cursor: Cursor, run_id: int) -> int:
+    """Record the run's end, and give the lease back; return how many rows it brought, by its own books."""
     cursor.execute(
-        "UPDATE pipeline.run SET finished_at = pg_catalog.clock_timestamp(), lease_owner = NULL,"
-        " lease_backend = NULL, lease_until = NULL WHERE id = %s",
+        "UPDATE pipeline.run r SET finished_at = pg_catalog.clock_timestamp(), lease_owner = NULL,"
+        " lease_backend = NULL, lease_until = NULL WHERE id = %s RETURNING reconciled_rows"
+        " + (SELECT coalesce(sum(s.rows), 0) FROM pipeline.slice s WHERE s.run_id = r.id)",
         (run_id,),
     )
+    ((rows,),) = cursor.fetchall()
+    return int(rows)

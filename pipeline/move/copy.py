@@ -1,7 +1,6 @@
 """The copy of a table: slices by worker threads, then what changed meanwhile, then the indexes."""
 
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future
 from functools import partial
 from typing import TypeVar
 
@@ -37,9 +36,6 @@ def copy(route: Route, options: CopyOptions) -> Generator[Event, None, None]:
             yield _already_done(job, started)
             return
         lease = Lease(crew, route.target, job.run, options.deadline_seconds)
-        # Made while the last questions are asked.
-        ends = (route.source, lease.purpose), (route.target, lease.purpose)
-        warming = crew.warm(*ends * min(options.workers, sum(not part.done for part in job.slices)))
         work = partial(enter, generation=lease.generation)
         job = _step(crew, job, lease, options.deadline_seconds, "reading the ledger", work)
         if job.run.finished is not None:
@@ -47,19 +43,17 @@ def copy(route: Route, options: CopyOptions) -> Generator[Event, None, None]:
             yield _already_done(job, started)
             return
         failpoint("after_lease")
-        yield from _run(crew, job, lease, options, warming, started)
+        yield from _run(crew, job, lease, options, started)
 
 
-def _run(
-    crew: Crew, job: Job, lease: Lease, options: CopyOptions, warming: "Future[None]", started: float
-) -> Iterator[Event]:
+def _run(crew: Crew, job: Job, lease: Lease, options: CopyOptions, started: float) -> Iterator[Event]:
     step = partial(_step, crew, job, lease, options.deadline_seconds)
     yield _planned(job, options)
     yield from _found(job, options)
     quarantined = yield from _set_aside(crew, job, lease, options, told=0)
     if not job.run.rows_before and not any(part.done for part in job.slices):
         yield from step("setting the indexes aside", partial(_defer, lease))
-    warming.result()
+    crew.warmed()
     tally = Tally()
     yield from load(crew, job, lease, options, tally)
     step("closing the load", _mark_loaded)
@@ -157,7 +151,7 @@ def _step(
 
 def _mark_loaded(session: Session, job: Job) -> None:
     failpoint("before_loaded")
-    with session.transaction() as cursor:
+    with session.transaction(single=True) as cursor:
         runs.mark_loaded(cursor, job.run.id)
 
 
@@ -202,8 +196,7 @@ def _finish(lease: Lease, session: Session, job: Job) -> tuple[int, list[Event]]
     with session.transaction(then=lease.guard) as cursor:
         leases.check_guard(cursor)
         refused = set_sequences(cursor, job.pair.target)
-        runs.mark_finished(cursor, job.run.id)
-        rows = runs.rows_brought(cursor, job.run.id)
+        rows = runs.mark_finished(cursor, job.run.id)
     return rows, [
         Warned(
             fact=f"the sequence {name} was not set behind the rows: this role may not",

@@ -10,12 +10,13 @@ from pipeline.endpoints import Endpoint
 from pipeline.errors import BusyError, ConflictError, PipelineError, UnreachableError
 from pipeline.ledger import leases, runs
 from pipeline.postgres.crew import TICK_SECONDS, Crew
-from pipeline.postgres.database import Cursor, Session, clock
+from pipeline.postgres.database import Session, clock
 
 # A killed copier's backend needs a moment to notice; a living one is still there after this long.
 GRACE_SECONDS = 2.0
-# What the session is called that keeps a lease.
-PURPOSE = "lease"
+# What the session is called that keeps a lease, and those that move rows; in a run's transactions its number
+# and generation are added.
+LEASE, RUN = "lease", "run"
 # Each costs a lock timeout; what still holds the lease's row then is nobody of ours.
 MAX_EVICTIONS = 3
 RETRY_SECONDS = 0.5
@@ -23,7 +24,7 @@ RETRY_SECONDS = 0.5
 
 def purpose(run_id: int, generation: int) -> str:
     """Return what a run's sessions are called in pg_stat_activity, by generation."""
-    return f"run {run_id}.{generation}"
+    return f"{RUN} {run_id}.{generation}"
 
 
 class Lease:
@@ -81,7 +82,7 @@ class Lease:
         failing_since: float | None = None
         while True:
             try:
-                with self._crew.session(self._target, PURPOSE, self._crew.stall_seconds) as session:
+                with self._crew.session(self._target, LEASE, self._crew.stall_seconds) as session:
                     if generation is None:
                         generation = _take(self._crew, session, run)
                         taken.set_result(generation)
@@ -109,11 +110,11 @@ class Lease:
             self._renewed = clock()
         if self._left:
             return
-        with session.transaction() as cursor:
+        with session.transaction(single=True) as cursor:
             leases.release_lease(cursor, self.run_id, generation)
 
     def _renew(self, session: Session, generation: int) -> None:
-        with session.transaction() as cursor:
+        with session.transaction(single=True) as cursor:
             leases.renew_lease(cursor, self.run_id, generation)
 
     def _wait(self) -> bool:
@@ -125,6 +126,10 @@ class Lease:
 
 
 def _take(crew: Crew, session: Session, run: runs.Run) -> int:
+    if not run.generation:
+        with session.transaction(single=True) as cursor:
+            if (first := leases.take_first_lease(cursor, run)) is not None:
+                return first
     deadline = clock() + GRACE_SECONDS
     evictions = 0
     while True:
@@ -137,8 +142,7 @@ def _take(crew: Crew, session: Session, run: runs.Run) -> int:
             evictions += 1
             if evictions > MAX_EVICTIONS:
                 raise
-            with session.transaction() as cursor:
-                end_lapsed_generations(cursor)
+            end_lapsed_generations(session)
             crew.check()
             continue
         if generation is not None:
@@ -151,12 +155,12 @@ def _take(crew: Crew, session: Session, run: runs.Run) -> int:
         crew.pause(0.1)
 
 
-def end_lapsed_generations(cursor: Cursor) -> None:
+def end_lapsed_generations(session: Session) -> None:
     """End the sessions of copiers whose lease ran out: stopped, or behind a dead network.
 
     What they have not committed is rolled back, and the locks that they held are free.
     """
-    cursor.execute(
+    session.rows(
         "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a"
         " JOIN pipeline.run r ON a.application_name = 'pipeline run ' || r.id || '.' || r.lease_generation"
         " WHERE r.finished_at IS NULL AND r.lease_until < pg_catalog.clock_timestamp()"

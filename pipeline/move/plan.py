@@ -14,11 +14,11 @@ from pipeline.check.sizing import read_seconds, take_sample
 from pipeline.errors import BusyError, RefusedError
 from pipeline.events import Previewed
 from pipeline.ledger import leases, marks, runs
-from pipeline.move.lease import PURPOSE as LEASE
-from pipeline.move.lease import end_lapsed_generations
+from pipeline.move.lease import LEASE, RUN, end_lapsed_generations
 from pipeline.options import CopyOptions
 from pipeline.postgres.crew import Crew
 from pipeline.postgres.database import Cursor, Session
+from pipeline.postgres.facts import gather
 from pipeline.postgres.indexes import secondary_indexes
 from pipeline.postgres.slices import Slice, boundaries_sql, plan_keys, plan_pages
 from pipeline.postgres.tables import Table
@@ -62,15 +62,15 @@ class _Plan:
 def prepare(crew: Crew, route: Route, options: CopyOptions) -> Job:
     """Check everything, then continue the unfinished run, find the finished one, or record a new one."""
     crew.warm((route.target, LEASE))
-    with crew.together((route.source, "copy"), (route.target, "copy"), keep=False) as (source, target):
+    with crew.together((route.source, "copy"), (route.target, "copy")) as (source, target):
         runs.check_revision(target)
-        with target.transaction() as cursor:
-            # Before anything else is asked: what one of them left open can lock the whole table.
-            end_lapsed_generations(cursor)
+        # Before anything else is asked: what one of them left open can lock the whole table.
+        end_lapsed_generations(target)
         plan = _plan(crew, source, target, route, options)
         if plan.run is not None:
             return Job(route=route, pair=plan.pair, run=plan.run, existing=None, slices=plan.slices)
-        with target.transaction() as cursor:
+        crew.warm(*((route.source, RUN), (route.target, RUN)) * min(options.workers, len(plan.slices)))
+        with target.transaction(single=not options.restart) as cursor:
             if options.restart:
                 _abandon(cursor, route.table)
             run = runs.create_run(
@@ -90,9 +90,8 @@ def prepare(crew: Crew, route: Route, options: CopyOptions) -> Job:
 def _plan(crew: Crew, source: Session, target: Session, route: Route, options: CopyOptions) -> _Plan:
     """Check everything that could stand in the way; find the run to go on with, or cut the source for a new one."""
     pair = read_pair(crew, source, target, route, to_write=True, set_aside=options.quarantine)
-    with target.transaction(read_only=True) as cursor:
-        run, empty = _standing_run(cursor, target, route.table, pair, options.restart)
-        slices = () if run is None else marks.read_slices(cursor, run.id)
+    run, empty = _standing_run(target, route.table, pair, options.restart)
+    slices = () if run is None else _read_slices(target, run)
     if run is None or run.finished is None:
         refuse_if_needed(check_gate(crew, source, target, pair.source, pair.target, workers=options.workers))
     existing = Existing()
@@ -110,14 +109,14 @@ def enter(session: Session, job: Job, generation: int) -> Job:
     had it before the first generation. Raises BusyError where somebody else has given the run up
     meanwhile, and RefusedError where rows are there that the run did not bring, or gone.
     """
-    with session.transaction(read_only=True) as cursor:
-        if generation > 1:
+    if generation > 1:
+        with session.transaction(read_only=True) as cursor:
             run = runs.latest_run(cursor, job.route.table)
             if run is None or run.id != job.run.id:
                 raise BusyError(f"run {job.run.id} was given up by another copy meanwhile", "pipeline status shows it")
             job = replace(job, run=run, slices=marks.read_slices(cursor, run.id))
-        if job.run.finished is None:
-            _check_foreign_rows(cursor, session, job)
+    if job.run.finished is None:
+        _check_foreign_rows(session, job)
     return job
 
 
@@ -155,14 +154,14 @@ def _weigh_sql(table: Table, columns: Sequence[str]) -> sql.Composable:
     ).format(table=table.scanned, sizes=sizes, sample=sql.Literal(SAMPLE_ROWS))
 
 
-def _standing_run(
-    cursor: Cursor, session: Session, mapping: TableMapping, pair: Pair, restart: bool
-) -> tuple[runs.Run | None, bool]:
+def _standing_run(session: Session, mapping: TableMapping, pair: Pair, restart: bool) -> tuple[runs.Run | None, bool]:
     """Return the run to go on with, or None where a new one is to begin; and whether the target's table is empty.
 
     Raises RefusedError where the run is bound to another plan.
     """
-    run, empty = runs.latest_run(cursor, mapping), _is_empty(cursor, pair.target)
+    with session.transaction(read_only=True, single=True) as cursor:
+        run = runs.latest_run(cursor, mapping)
+    ((empty,),) = session.rows(sql.SQL("SELECT NOT EXISTS (SELECT 1 FROM {})").format(pair.target.scanned))
     if run is None or (restart if run.finished is None else empty):
         return None, empty
     if run.fingerprint != runs.fingerprint(pair.source, pair.target, pair.columns):
@@ -187,7 +186,7 @@ def preview(route: Route, options: CopyOptions) -> Previewed:
 
 
 def _preview(crew: Crew, route: Route, options: CopyOptions) -> Previewed:
-    with crew.together((route.source, "copy"), (route.target, "copy"), keep=False) as (source, target):
+    with crew.together((route.source, "copy"), (route.target, "copy")) as (source, target):
         runs.check_revision(target)
         plan = _plan(crew, source, target, route, options)
         run, pair, slices = plan.run, plan.pair, plan.slices
@@ -214,7 +213,7 @@ def _preview(crew: Crew, route: Route, options: CopyOptions) -> Previewed:
     )
 
 
-def _check_foreign_rows(cursor: Cursor, session: Session, job: Job) -> None:
+def _check_foreign_rows(session: Session, job: Job) -> None:
     """Refuse to go on where the target's table holds other rows than the run's books say.
 
     One scan of the heap, under the lease: nobody else writes rows for this run now. A table that had rows
@@ -222,8 +221,9 @@ def _check_foreign_rows(cursor: Cursor, session: Session, job: Job) -> None:
     """
     if job.run.rows_before:
         return
-    found = _count_rows(cursor, job.pair.target)
-    brought = runs.rows_brought(cursor, job.run.id)
+    count = sql.SQL("SELECT pg_catalog.count(*) FROM {}").format(job.pair.target.scanned)
+    with session.transaction(read_only=True, single=True) as cursor:
+        ((found,),), ((brought,),) = gather(cursor, (count, runs.ROWS_BROUGHT_SQL), {"run": job.run.id})
     where = f"{session.label}'s {job.pair.target.qualified}"
     if found > brought:
         raise RefusedError(
@@ -237,15 +237,6 @@ def _check_foreign_rows(cursor: Cursor, session: Session, job: Job) -> None:
         )
 
 
-def _count_rows(cursor: Cursor, table: Table) -> int:
-    """Return the number of rows that this transaction sees."""
-    cursor.execute(sql.SQL("SELECT pg_catalog.count(*) FROM {}").format(table.scanned))
-    row = cursor.fetchone()
-    assert row is not None
-    return int(row[0])
-
-
-def _is_empty(cursor: Cursor, table: Table) -> bool:
-    cursor.execute(sql.SQL("SELECT NOT EXISTS (SELECT 1 FROM {})").format(table.scanned))
-    row = cursor.fetchone()
-    return bool(row and row[0])
+def _read_slices(session: Session, run: runs.Run) -> tuple[Slice, ...]:
+    with session.transaction(read_only=True, single=True) as cursor:
+        return marks.read_slices(cursor, run.id)

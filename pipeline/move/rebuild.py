@@ -32,6 +32,9 @@ PROGRESS_SECONDS = 0.5
 
 def defer_indexes(session: Session, table: Table, lease: Lease) -> list[IndexDeferred]:
     """Record and drop the table's secondary indexes in one transaction."""
+    with session.transaction(read_only=True, single=True) as cursor:
+        if not secondary_indexes(cursor, table.oid):
+            return []
     with session.transaction(then=lease.guard) as cursor:
         leases.check_guard(cursor)
         indexes = secondary_indexes(cursor, table.oid)
@@ -49,7 +52,7 @@ def rebuild_indexes(
 
     A second connection watches the build.
     """
-    with session.transaction(read_only=True) as cursor:
+    with session.transaction(read_only=True, single=True) as cursor:
         indexes = marks.indexes_to_rebuild(cursor, table)
     for index in indexes:
         started = clock()
@@ -129,7 +132,7 @@ def _watch(crew: Crew, target: Endpoint, backend: int, name: str, done: threadin
     started = clock()
     with suppress(PipelineError), crew.session(target, "progress") as session:
         while not done.wait(PROGRESS_SECONDS):
-            with session.transaction(read_only=True) as cursor:
+            with session.transaction(read_only=True, single=True) as cursor:
                 progress = read_progress(cursor, backend)
             if progress is not None:
                 crew.emit(IndexProgress(name=name, phase=progress[0], fraction=progress[1], seconds=clock() - started))
@@ -137,5 +140,5 @@ def _watch(crew: Crew, target: Endpoint, backend: int, name: str, done: threadin
 
 def analyze(session: Session, table: Table) -> None:
     """Refresh the planner's statistics: an index on a table without them is not chosen."""
-    with session.transaction() as cursor:
+    with session.transaction(single=True) as cursor:
         cursor.execute(sql.SQL("ANALYZE {}").format(table.identifier))

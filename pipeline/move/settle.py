@@ -7,7 +7,7 @@ from itertools import islice
 
 from psycopg2 import sql
 
-from pipeline.check.changes import changed_keys, count_rows_and_changes, key_sums
+from pipeline.check.changes import changed_keys, key_sums, look
 from pipeline.check.digests import bucket_map, open_buckets
 from pipeline.events import Reconciled, Warned
 from pipeline.failpoints import failpoint
@@ -19,8 +19,8 @@ from pipeline.move.reconcile import Outcome, reconcile
 from pipeline.move.retry import with_retries
 from pipeline.options import CopyOptions
 from pipeline.postgres.crew import Crew
-from pipeline.postgres.database import Session, clock, horizon
-from pipeline.postgres.tables import heap_files
+from pipeline.postgres.database import Session, clock
+from pipeline.postgres.facts import gather, horizon_sql
 from pipeline.postgres.values import Key, key_texts_sql, keys_sql, same_key_sql
 from pipeline.wording import counted
 
@@ -39,11 +39,9 @@ def settle(crew: Crew, job: Job, lease: Lease, options: CopyOptions, since: int,
     transaction that stays open on the source holds the horizon back: its pass finds the same keys again,
     and writes nothing.
     """
-    # As long as no pass has written, what the run has are the rows of its slices.
-    untouched = not any(one.upserted or one.deleted for one in passes)
     for number in range(len(passes) + 1, len(passes) + MAX_PASSES + 1):
         started = clock()
-        work = partial(_pass, crew, job, lease, options, since, untouched)
+        work = partial(_pass, crew, job, lease, options, since)
         done = with_retries(crew, "the pass over changed rows", options.deadline_seconds, work)
         since, outcome = done.horizon, done.outcome
         crew.emit(
@@ -58,7 +56,6 @@ def settle(crew: Crew, job: Job, lease: Lease, options: CopyOptions, since: int,
         )
         if outcome.written <= options.settle_rows:
             return since
-        untouched = False
     crew.emit(
         Warned(
             fact=f"the source still changes: {counted(outcome.written, 'row')} in the last of {MAX_PASSES} passes",
@@ -70,24 +67,28 @@ def settle(crew: Crew, job: Job, lease: Lease, options: CopyOptions, since: int,
 
 @dataclass(slots=True, kw_only=True)
 class _Pass:
-    """What one pass found so far: its own horizon, keys, what it wrote, and rows of the target alone."""
+    """What one pass found so far: its own horizon, keys, what it wrote, and rows of the target alone.
+
+    ``rows`` is the source's number of them at the horizon, where an equal number on the target proves the
+    same keys once every changed row is reconciled; None where the keys themselves have to be compared.
+    """
 
     horizon: int = 0
+    rows: int | None = None
+    quiet: bool = False
     found: int = 0
     foreign: int = 0
     outcome: Outcome = field(default_factory=Outcome)
 
 
-def _pass(
-    crew: Crew, job: Job, lease: Lease, options: CopyOptions, since: int, untouched: bool, _attempt: int
-) -> _Pass:
+def _pass(crew: Crew, job: Job, lease: Lease, options: CopyOptions, since: int, _attempt: int) -> _Pass:
     """Do one pass, from its horizon to the mark in the ledger."""
     # What has no heap of its own has no row versions either: there, all rows are compared.
     find = _changes if job.pair.source.heaps else _differences
     ends = (job.route.source, lease.purpose), (job.route.target, lease.purpose)
     with crew.together(*ends) as (source, target):
-        this, quiet = _look(crew, job, source, target, since, untouched)
-        if not quiet:
+        this = _look(crew, job, source, target, since)
+        if not this.quiet:
             with crew.together(*ends) as (reader, judge):
                 for keys in find(crew, job, (source, target, judge), since, this):
                     crew.check()
@@ -95,45 +96,48 @@ def _pass(
                     done = reconcile(reader, judge, job.pair, keys, lease, options.on_conflict)
                     this.outcome = this.outcome.plus(done)
         failpoint("before_horizon")
-        with target.transaction(then=lease.guard) as cursor:
+        with target.transaction(single=True) as cursor:
+            runs.move_horizon(cursor, job.run.id, lease.generation, this.horizon)
             leases.check_guard(cursor)
-            runs.move_horizon(cursor, job.run.id, this.horizon)
     return this
 
 
-def _look(crew: Crew, job: Job, source: Session, target: Session, since: int, untouched: bool) -> tuple[_Pass, bool]:
-    """Take the pass's horizon, and tell whether nothing changed on the source, by one scan of its heap and the books.
+def _look(crew: Crew, job: Job, source: Session, target: Session, since: int) -> _Pass:
+    """Take the pass's horizon, and tell whether nothing changed on the source, by one scan of its heap.
 
-    Where no row version came since, and no rewrite moved rows about, each slice saw every row of it that
-    stood then, once. So the rows that stand now are among those that were brought, and an equal number
+    Where no rewrite moved rows about, each slice saw every row of it that stood then, once. So the rows of
+    now are among those that were brought, by a slice or, changed since, by a pass; and an equal number
     means the same rows. For a run that went on after an interruption the files are not known, and a
     target that had rows is not the run's alone: there, the keys of both sides are compared.
     """
     heaps = job.pair.source.heaps
-    look = untouched and bool(heaps) and not job.resumed and not job.run.rows_before
+    if not heaps or job.resumed or job.run.rows_before:
+        ((now,),) = source.rows(horizon_sql(source.version))
+        return _Pass(horizon=now)
+    seen, there = crew.beside(partial(look, source, job.pair.source, since), partial(_rows_there, target, job))
+    same_files = seen.files == tuple(heap.file for heap in heaps)
+    return _Pass(
+        horizon=seen.horizon,
+        rows=seen.rows if same_files else None,
+        quiet=same_files and not seen.changed and there == {seen.rows},
+    )
 
-    def count() -> tuple[int, int | None]:
-        with source.transaction(read_only=True) as cursor:
-            now = horizon(cursor)
-            if not look or heap_files(cursor, job.pair.source) != tuple(heap.file for heap in heaps):
-                return now, None
-            rows, changed = count_rows_and_changes(source, cursor, job.pair.source, since)
-            return now, None if changed else rows
 
-    def brought() -> tuple[int, int | None]:
-        if not look:
-            return 0, None
-        with target.transaction(read_only=True) as cursor:
-            return 0, runs.rows_brought(cursor, job.run.id)
-
-    (now, there), (_, here) = crew.beside(count, brought)
-    return _Pass(horizon=now), there is not None and there == here
+def _rows_there(target: Session, job: Job) -> set[int]:
+    """Return how many rows the target has: by the run's books, and by count, which shows what others did."""
+    count = sql.SQL("SELECT pg_catalog.count(*) FROM {}").format(job.pair.target.scanned)
+    with target.transaction(read_only=True, single=True) as cursor:
+        ((brought,),), ((found,),) = gather(cursor, (runs.ROWS_BROUGHT_SQL, count), {"run": job.run.id})
+    return {brought, found}
 
 
 def _changes(crew: Crew, job: Job, sessions: _Sessions, since: int, this: _Pass) -> Iterator[list[Key]]:
     """Yield the keys of what changed since a horizon, then those that one side has and the other has not."""
     source, target, _ = sessions
     yield from changed_keys(source, job.pair.source, since)
+    # A row that was taken out could hide another one that should have been.
+    if this.rows is not None and not this.outcome.deleted and _rows_there(target, job) == {this.rows}:
+        return
     theirs = crew.start(key_sums, target, job.pair.target)
     buckets = key_sums(source, job.pair.source).differing(theirs.result())
     yield from _keys_in_buckets(job, sessions, this, (), buckets)

@@ -5,8 +5,6 @@ from typing import Any
 
 from psycopg2 import sql
 
-from pipeline.postgres.database import Cursor
-
 VECTOR_TYPES = frozenset({"vector", "halfvec", "sparsevec"})
 
 
@@ -54,9 +52,10 @@ class Column:
         return sql.SQL(self.type) if self.cast is None else sql.Identifier(*self.cast)
 
 
-# A domain is followed to the type behind it; its modifier is the nearest one given on the way. Arrays,
-# composites and ranges of types that a server numbered itself (from 16384 on) hold those numbers.
-_COLUMNS_SQL = """
+# Of the table ``schema`` and ``name``, dropped ones left out. A domain is followed to the type behind it; its
+# modifier is the nearest one given on the way. Arrays, composites and ranges of types that a server numbered
+# itself (from 16384 on) hold those numbers.
+COLUMNS_SQL = """
 SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), bn.nspname, t.typname, base.typmod,
        CASE WHEN e.oid IS NOT NULL THEN element.typname END, element.oid <> t.oid, t.oid = a.atttypid,
        sn.nspname, sp.proname,
@@ -68,7 +67,8 @@ SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), bn.nspname, t
        a.attidentity = 'a', pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'SELECT'),
        pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'INSERT'),
        pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'UPDATE')
-FROM pg_catalog.pg_attribute a
+FROM pg_catalog.pg_class r JOIN pg_catalog.pg_namespace rn ON rn.oid = r.relnamespace
+JOIN pg_catalog.pg_attribute a ON a.attrelid = r.oid
 CROSS JOIN LATERAL (
     WITH RECURSIVE chain AS (
         SELECT y.oid, y.typtype, y.typbasetype,
@@ -88,17 +88,12 @@ LEFT JOIN pg_catalog.pg_namespace sn ON sn.oid = sp.pronamespace
 LEFT JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_type'::pg_catalog.regclass AND d.objid = element.oid
      AND d.deptype = 'e' AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass
 LEFT JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid AND e.extname = 'vector'
-WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
+WHERE rn.nspname = %(schema)s AND r.relname = %(name)s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
 """
 
 
-def read_columns(cursor: Cursor, oid: int) -> tuple[Column, ...]:
-    """Return a table's columns in their order, dropped ones left out."""
-    cursor.execute(_COLUMNS_SQL, {"oid": oid})
-    return tuple(_column(row) for row in cursor.fetchall())
-
-
-def _column(row: tuple[Any, ...]) -> Column:
+def column(*row: Any) -> Column:
+    """Return a column from a row of COLUMNS_SQL."""
     name, formatted, base_schema, base, modifier, member, is_array, undisguised, send_schema, send_name, *facts = row
     holds_oids, labels, quoted, not_null, has_default, generated, identity_always, *rights = facts
     is_vector = member in VECTOR_TYPES and not is_array

@@ -20,6 +20,7 @@ from pipeline.postgres.watch import Watch
 
 P = ParamSpec("P")
 T = TypeVar("T")
+U = TypeVar("U")
 # How long a polite cancel may take before the connections are cut, and then the threads' last wait.
 CANCEL_SECONDS = 0.7
 ABORT_SECONDS = 0.8
@@ -37,6 +38,7 @@ class Crew:
         self._threads: list[threading.Thread] = []
         self._sessions: set[Session] = set()
         self._idle = IdleSessions()
+        self._warming: list[Future[None]] = []
         # Backends whose connection was lost: behind a dead network they live on, and hold their locks.
         self._lost: dict[Endpoint, list[int]] = {}
         self._lock = threading.Lock()
@@ -52,16 +54,15 @@ class Crew:
             self._idle.end_old()
 
     @contextmanager
-    def session(
-        self, endpoint: Endpoint, purpose: str, patience: float | None = None, *, keep: bool = True
-    ) -> Iterator[Session]:
+    def session(self, endpoint: Endpoint, purpose: str, patience: float | None = None) -> Iterator[Session]:
         """Yield a session that ``close`` can cancel from outside: one that just came free, or a new one.
 
-        After ``patience`` seconds without a byte it is cut; None is for statements that may be long. With
-        ``keep`` it waits a while for its next use. Raises PipelineError.
+        After ``patience`` seconds without a byte it is cut; None is for statements that may be long. Afterwards
+        it waits a while for its next use. Raises PipelineError.
         """
         self.check()
         session = self._idle.take(endpoint, purpose) or self._connect(endpoint, purpose)
+        session.purpose = purpose
         session.pulse.patience = patience
         unharmed = False
         with self._lock:
@@ -80,7 +81,7 @@ class Crew:
                 self._sessions.discard(session)
                 if session.lost:
                     self._lost.setdefault(endpoint, []).append(session.backend)
-            if not (keep and unharmed and self._idle.give(purpose, session)):
+            if not (unharmed and self._idle.give(session)):
                 session.close()
 
     def _connect(self, endpoint: Endpoint, purpose: str) -> Session:
@@ -93,12 +94,10 @@ class Crew:
         return Session(endpoint, purpose)
 
     @contextmanager
-    def together(
-        self, *wanted: tuple[Endpoint, str], patience: float | None = None, keep: bool = True
-    ) -> Iterator[tuple[Session, ...]]:
+    def together(self, *wanted: tuple[Endpoint, str], patience: float | None = None) -> Iterator[tuple[Session, ...]]:
         """Yield several sessions, made at the same time: a distant server takes as long for all as for one."""
         with ExitStack() as stack:
-            managers = [self.session(endpoint, purpose, patience, keep=keep) for endpoint, purpose in wanted]
+            managers = [self.session(endpoint, purpose, patience) for endpoint, purpose in wanted]
             entered = [self.start(manager.__enter__) for manager in managers]
             wait(entered)
             for manager, future in zip(managers, entered, strict=True):
@@ -106,14 +105,20 @@ class Crew:
                     stack.push(manager)
             yield tuple(future.result() for future in entered)
 
-    def warm(self, *wanted: tuple[Endpoint, str]) -> "Future[None]":
+    def warm(self, *wanted: tuple[Endpoint, str]) -> None:
         """Make sessions in the background, for whoever wants such a one next; one that cannot be made is not."""
 
-        def make() -> None:
-            with suppress(PipelineError), self.together(*wanted):
-                pass
+        def make(endpoint: Endpoint, purpose: str) -> None:
+            with suppress(PipelineError):
+                session = Session(endpoint, purpose)
+                if not self._idle.give(session):
+                    session.close()
 
-        return self.start(make)
+        self._warming += [self.start(make, *one) for one in wanted]
+
+    def warmed(self) -> None:
+        """Wait until the sessions that are being made in the background are there."""
+        wait(self._warming)
 
     def _forget(self, endpoint: Endpoint, ended: Sequence[int]) -> None:
         with self._lock:
@@ -152,11 +157,12 @@ class Crew:
         """Run ``work`` in a thread and wait for its result; signals reach the waiting main thread."""
         return self.start(work, *args, **kwargs).result()
 
-    def beside(self, *works: Callable[[], T]) -> list[T]:
-        """Do several things at the same time; return their results, or raise the first one's failure when all ended."""
-        futures = [self.start(work) for work in works]
-        wait(futures)
-        return [future.result() for future in futures]
+    def beside(self, one: Callable[[], T], other: Callable[[], U]) -> tuple[T, U]:
+        """Do two things at the same time; return both results, or raise the first one's failure when both ended."""
+        first, second = self.start(one), self.start(other)
+        both: tuple[Future[Any], ...] = (first, second)
+        wait(both)
+        return first.result(), second.result()
 
     def pause(self, seconds: float) -> None:
         """Sleep, but no longer than until the crew stops. Raises StoppedError then."""

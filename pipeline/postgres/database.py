@@ -5,7 +5,6 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import psycopg2
@@ -22,19 +21,6 @@ Cursor = psycopg2.extensions.cursor
 Query = str | sql.Composable
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerIdentity:
-    """What tells two servers apart, whatever they are called.
-
-    ``system_identifier`` is shared by a primary, its standbys and every clone of its files;
-    ``started`` is not, so both together name one running server.
-    """
-
-    system_identifier: int
-    started: str
-    database_oid: int
-
-
 class Session:
     """A connection, in autocommit, whose every transaction begins with settings of its own.
 
@@ -45,6 +31,8 @@ class Session:
     def __init__(self, endpoint: Endpoint, purpose: str) -> None:
         """Connect. ``purpose`` becomes part of application_name. Raises Unreachable- or RejectedError."""
         self.endpoint = endpoint
+        # What it calls itself in its transactions; between them it bears the name that it was made with.
+        self.purpose = self._made_for = purpose
         self._pid = os.getpid()
         self._cancelled = False
         self._silence: float | None = None
@@ -64,6 +52,11 @@ class Session:
         return f"{self.endpoint.name} ({self.endpoint.label})"
 
     @property
+    def kind(self) -> str:
+        """Return what kind of session it was made as."""
+        return kind(self._made_for)
+
+    @property
     def lost(self) -> bool:
         """Return whether the connection is gone."""
         return self.connection.closed != 0
@@ -76,19 +69,23 @@ class Session:
         return unharmed and not self.lost and self.connection.info.transaction_status == idle
 
     @contextmanager
-    def transaction(self, *, read_only: bool = False, then: Query = "", begun: bool = True) -> Iterator[Cursor]:
+    def transaction(
+        self, *, read_only: bool = False, then: Query = "", begun: bool = True, single: bool = False
+    ) -> Iterator[Cursor]:
         """Yield a cursor in a transaction, committed at the end and rolled back by any exception.
 
         A read-only transaction sees one snapshot. BEGIN goes out with the first statement, in one round
         trip. ``then`` is such a first statement, sent at once; the cursor holds its result. With
         ``begun=False`` nothing is sent: the caller's first statement starts with ``begin_sql``, and its
-        last may end with COMMIT, which saves a round trip each. Raises PipelineError.
+        last may end with COMMIT, which saves a round trip each. With ``single`` the first statement is the
+        only one: the server commits by itself what comes in one message. Raises PipelineError.
         """
         if os.getpid() != self._pid:
             raise RuntimeError("a session was carried across a fork")
         with self.translated(), self.connection.cursor(cursor_factory=PulsingCursor) as cursor:
             if begun:
-                cursor.first = _begin_sql(self.version, read_only)
+                cursor.first = self._begin_text(read_only=read_only, single=single)
+                cursor.single = single
             if then:
                 cursor.execute(then)
             try:
@@ -101,11 +98,22 @@ class Session:
 
     def begin_sql(self, *, read_only: bool) -> sql.Composable:
         """Return BEGIN with the settings of our transactions, ended by a semicolon."""
-        return sql.SQL(_begin_sql(self.version, read_only))
+        return sql.SQL(self._begin_text(read_only=read_only))
+
+    def _begin_text(self, *, read_only: bool, single: bool = False) -> str:
+        settings = _settings(self.version, read_only)
+        if self.purpose != self._made_for:
+            settings["application_name"] = f"'{_application_name(self.purpose)}'"
+        # Not READ WRITE: that would overrule a database that somebody, or a full disk, made read-only. The
+        # level is said because a role may have another default, under which a slice would fail for another's.
+        level = "REPEATABLE READ READ ONLY" if read_only else "READ COMMITTED"
+        # Statements that come in one message are one transaction, also without BEGIN and COMMIT.
+        begin = "SET TRANSACTION" if single else "BEGIN"
+        return "".join([f"{begin} ISOLATION LEVEL {level};", *(f"SET LOCAL {k} = {v};" for k, v in settings.items())])
 
     def rows(self, query: Query, arguments: Sequence[Any] | Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
-        """Return all rows of one query, in a read-only transaction of its own."""
-        with self.transaction(read_only=True) as cursor:
+        """Return all rows of one query, in a read-only transaction of its own, in one round trip."""
+        with self.transaction(read_only=True, single=True) as cursor:
             cursor.execute(query, arguments)
             return cursor.fetchall()
 
@@ -113,7 +121,7 @@ class Session:
         """Yield the rows of one query in batches, from one snapshot, in bounded memory."""
         declare = sql.SQL("SET LOCAL cursor_tuple_fraction = 1; DECLARE pipeline_rows NO SCROLL CURSOR FOR ")
         with self.transaction(read_only=True) as cursor:
-            cursor.execute(declare + _composable(query))
+            cursor.execute(declare + (sql.SQL(query) if isinstance(query, str) else query))
             while True:
                 cursor.execute("FETCH %s FROM pipeline_rows", (batch_rows,))
                 if not (batch := cursor.fetchall()):
@@ -199,41 +207,17 @@ class Session:
         self.close()
 
 
-def identify(cursor: Cursor) -> ServerIdentity:
-    """Return the identity of the server and database behind the cursor."""
-    cursor.execute(
-        "SELECT (SELECT system_identifier FROM pg_catalog.pg_control_system()),"
-        " pg_catalog.pg_postmaster_start_time()::pg_catalog.text,"
-        " (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())"
-    )
-    row = cursor.fetchone()
-    assert row is not None
-    # The catalog shows the unsigned identifier as a signed number.
-    return ServerIdentity(system_identifier=row[0] % 2**64, started=row[1], database_oid=row[2])
+def kind(purpose: str) -> str:
+    """Return what all sessions for like purposes are called: ``run`` of ``run 1.2``."""
+    return purpose.split()[0]
 
 
-def horizon(cursor: Cursor) -> int:
-    """Return the oldest transaction (64-bit id) that a snapshot taken now may not see.
-
-    On a standby it is the primary's, as far as it was replayed. Works from version 10 on.
-    """
-    modern = cursor.connection.server_version >= 130000
-    cursor.execute(
-        "SELECT pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::pg_catalog.text::pg_catalog.int8"
-        if modern
-        else "SELECT pg_catalog.txid_snapshot_xmin(pg_catalog.txid_current_snapshot())"
-    )
-    row = cursor.fetchone()
-    assert row is not None
-    return int(row[0])
+def _application_name(purpose: str) -> str:
+    return f"pipeline {purpose}"[:63]
 
 
-def _composable(query: Query) -> sql.Composable:
-    return sql.SQL(query) if isinstance(query, str) else query
-
-
-def _begin_sql(version: int, read_only: bool) -> str:
-    """Return BEGIN and the settings of our transactions, as one round trip."""
+def _settings(version: int, read_only: bool) -> dict[str, str]:
+    """Return the settings of our transactions, as SQL has them."""
     settings = {
         "search_path": "''",
         "row_security": "off",
@@ -256,11 +240,7 @@ def _begin_sql(version: int, read_only: bool) -> str:
     if not read_only:
         # A role's default of off would lose acknowledged slices in a crash of the server.
         settings["synchronous_commit"] = "'on'"
-    # Not READ WRITE: that would overrule a database that somebody, or a full disk, made read-only. The
-    # level is said because a role may have another default, under which a slice would fail for another's.
-    level = "REPEATABLE READ READ ONLY" if read_only else "READ COMMITTED"
-    mode = f"BEGIN ISOLATION LEVEL {level}"
-    return "".join([mode, ";", *(f"SET LOCAL {name} = {value};" for name, value in settings.items())])
+    return settings
 
 
 def _connect(endpoint: Endpoint, purpose: str) -> PulsingConnection:
@@ -271,7 +251,7 @@ def _connect(endpoint: Endpoint, purpose: str) -> PulsingConnection:
         "dbname": endpoint.database,
         "sslmode": endpoint.sslmode,
         "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-        "application_name": f"pipeline {purpose}"[:63],
+        "application_name": _application_name(purpose),
         "client_encoding": "UTF8",
         "keepalives_idle": 30,
         "keepalives_interval": 10,

@@ -136,11 +136,13 @@ class PulsingConnection(psycopg2.extensions.connection):
 class PulsingCursor(psycopg2.extensions.cursor):
     """A cursor whose every statement counts as a wait for the server.
 
-    ``first`` goes out before the first statement, in the same round trip: text without a percent sign.
+    ``first`` goes out before the first statement, in the same round trip: text without a percent sign. With
+    ``single`` there is no second one: the transaction has ended with it.
     """
 
     connection: PulsingConnection
     first = ""
+    single = False
 
     def execute(self, query: Query, *arguments: Any) -> None:
         """Execute a statement."""
@@ -154,6 +156,8 @@ class PulsingCursor(psycopg2.extensions.cursor):
 
     def _led(self, query: Query) -> Query:
         if not self.first:
+            if self.single:
+                raise RuntimeError("a second statement where the transaction has one")
             return query
         lead, self.first = self.first, ""
         if isinstance(query, bytes):

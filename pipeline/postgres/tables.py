@@ -1,13 +1,16 @@
 """What a table looks like: columns, types, key, size, rights, and the extension beside it."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from psycopg2 import sql
 
 from pipeline.errors import RefusedError
-from pipeline.postgres.columns import Column, read_columns
-from pipeline.postgres.database import Cursor, ServerIdentity, Session, identify
+from pipeline.postgres.columns import COLUMNS_SQL, Column, column
+from pipeline.postgres.database import Cursor, Session
+from pipeline.postgres.facts import IDENTITY_SQL, ServerIdentity, gather, horizon_sql, identity
 from pipeline.settings import TableMapping
 
 BLOCK_BYTES = 8192
@@ -144,38 +147,39 @@ class Table:
 
 
 def describe(session: Session, mapping: TableMapping) -> Table:
-    """Read the table's description in one read-only transaction.
+    """Read the table's description. Raises RefusedError where there is no such table, with names that come close."""
+    return survey(session, mapping)[0]
+
+
+def survey(session: Session, mapping: TableMapping) -> tuple[Table, int]:
+    """Read the table's description, and the server's horizon before it, in one snapshot and one round trip.
 
     Raises RefusedError where there is no such table, with the names that come close.
     """
-    with session.transaction(read_only=True) as cursor:
-        return read_table(cursor, mapping, session)
-
-
-def read_table(cursor: Cursor, mapping: TableMapping, session: Session) -> Table:
-    """Read the table's description inside the caller's transaction. Raises RefusedError."""
-    cursor.execute(_TABLE_SQL, {"schema": mapping.schema, "name": mapping.table})
-    row = cursor.fetchone()
-    if row is None:
-        raise _missing(cursor, mapping, session)
-    oid, kind, encoding, owned, secured, may_use_schema, may_delete, may_stage, *names = row
-    role, quoted_schema, quoted_name, quoted_database, quoted_role = names
-    extension = read_extension(cursor)
-    heaps, inherited, estimate = _read_heaps(cursor, oid, kind)
-    return Table(
-        server=identify(cursor),
-        extension=extension,
+    queries = (horizon_sql(session.version), _TABLE_SQL, EXTENSION_SQL, IDENTITY_SQL, HEAPS_SQL, COLUMNS_SQL, _KEY_SQL)
+    with session.transaction(read_only=True, single=True) as cursor:
+        names = {"schema": mapping.schema, "name": mapping.table}
+        ((horizon,),), found, extensions, (server,), heap_rows, column_rows, keys = gather(cursor, queries, names)
+    if not found:
+        raise _missing(session, mapping)
+    ((oid, kind, encoding, owned, secured, may_use_schema, may_delete, may_stage, *quoted),) = found
+    role, quoted_schema, quoted_name, quoted_database, quoted_role = quoted
+    heaps = _heaps(heap_rows)
+    table = Table(
+        server=identity(*server),
+        extension=_extension(extensions),
         oid=oid,
         schema=mapping.schema,
         name=mapping.table,
         kind=kind,
-        columns=read_columns(cursor, oid),
-        key=_read_key(cursor, oid),
+        columns=tuple(column(*row) for row in column_rows),
+        key=tuple(keys[0][0]) if keys else (),
         heaps=heaps,
-        inherited=inherited,
+        # Of an ordinary table whose rows would be read with its own.
+        inherited=kind == "r" and len(heap_rows) > 1,
         encoding=encoding,
         bytes=sum(heap.bytes for heap in heaps),
-        rows_estimate=estimate,
+        rows_estimate=int(sum(row[-1] for row in heap_rows)),
         owned=owned,
         row_security=secured,
         may_use_schema=may_use_schema,
@@ -188,18 +192,26 @@ def read_table(cursor: Cursor, mapping: TableMapping, session: Session) -> Table
         quoted_role=quoted_role,
         version=session.version,
     )
+    return table, horizon
+
+
+EXTENSION_SQL = """
+SELECT n.nspname, e.extversion FROM pg_catalog.pg_extension e
+JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'vector'
+"""
 
 
 def read_extension(cursor: Cursor) -> Extension | None:
     """Return the extension ``vector`` of this database, or None where it is not installed."""
-    cursor.execute(
-        "SELECT n.nspname, e.extversion FROM pg_catalog.pg_extension e"
-        " JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'vector'"
-    )
-    row = cursor.fetchone()
-    if row is None:
+    cursor.execute(EXTENSION_SQL)
+    return _extension(cursor.fetchall())
+
+
+def _extension(rows: Sequence[Sequence[str]]) -> Extension | None:
+    if not rows:
         return None
-    return Extension(schema=row[0], version=tuple(int(part) for part in re.findall(r"\d+", row[1])))
+    ((schema, version),) = rows
+    return Extension(schema=schema, version=tuple(int(part) for part in re.findall(r"\d+", version)))
 
 
 # A role without USAGE on the schema sees the row too.
@@ -217,13 +229,16 @@ WHERE n.nspname = %(schema)s AND c.relname = %(name)s AND c.relkind IN ('r', 'p'
 """
 
 # The table and all below it; what only divides has no rows. Sizes of the files now, not of the last ANALYZE.
-_HEAPS_SQL = """
-WITH RECURSIVE tree AS (
-    SELECT %(oid)s::pg_catalog.oid AS oid
+HEAPS_SQL = """
+WITH RECURSIVE root AS (
+    SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = %(schema)s AND c.relname = %(name)s),
+tree AS (
+    SELECT root.oid FROM root
     UNION ALL SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid)
 SELECT c.oid::pg_catalog.int8, coalesce(pg_catalog.pg_relation_filenode(c.oid), 0)::pg_catalog.int8,
        n.nspname, c.relname,
-       c.relkind IN ('r', 'm') AND (c.relam = 0 OR m.amname = 'heap') AND (c.oid = %(oid)s
+       c.relkind IN ('r', 'm') AND (c.relam = 0 OR m.amname = 'heap') AND (c.oid = (SELECT oid FROM root)
            OR pg_catalog.has_table_privilege(c.oid, 'SELECT') AND NOT pg_catalog.row_security_active(c.oid)
            AND pg_catalog.has_schema_privilege(n.oid, 'USAGE')),
        CASE WHEN c.relkind IN ('r', 'm') THEN pg_catalog.pg_relation_size(c.oid)
@@ -238,24 +253,20 @@ WHERE c.relkind <> 'p' ORDER BY c.oid
 """
 
 
-def _read_heaps(cursor: Cursor, oid: int, kind: str) -> tuple[tuple[Heap, ...], bool, int]:
-    """Return where the rows lie, whether other tables inherit from an ordinary one, and about how many rows."""
-    cursor.execute(_HEAPS_SQL, {"oid": oid})
-    found = cursor.fetchall()
+def _heaps(rows: Sequence[Sequence[Any]]) -> tuple[Heap, ...]:
+    """Return where the rows lie, by what HEAPS_SQL found."""
     # One part that has no pages, or that only its parent may read, is enough: then the whole is read by key.
-    paged = all(row[4] for row in found)
-    heaps = tuple(
+    paged = all(row[4] for row in rows)
+    return tuple(
         Heap(oid=part, file=file, schema=schema, name=name, pages=pages, bytes=size)
-        for part, file, schema, name, _, pages, size, _ in found
+        for part, file, schema, name, _, pages, size, _ in rows
         if paged
     )
-    return heaps, kind == "r" and len(found) > 1, int(sum(row[7] for row in found))
 
 
-def heap_files(cursor: Cursor, table: Table) -> tuple[int, ...]:
-    """Return the numbers of the heaps' files as they are now, in the order of ``heaps``."""
-    cursor.execute(_HEAPS_SQL, {"oid": table.oid})
-    return tuple(row[1] for row in cursor.fetchall())
+def heap_files(rows: Sequence[Sequence[Any]]) -> tuple[int, ...]:
+    """Return the numbers of the heaps' files, in the order of ``heaps``, by what HEAPS_SQL found."""
+    return tuple(row[1] for row in rows)
 
 
 # The primary key, else a unique index that can stand for one: whole, plain, immediate, never null.
@@ -264,43 +275,34 @@ SELECT ARRAY(SELECT a.attname FROM pg_catalog.unnest(i.indkey::pg_catalog.int2[]
              JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
              WHERE k.place <= i.indnkeyatts ORDER BY k.place)::pg_catalog.text[]
 FROM pg_catalog.pg_index i
-WHERE i.indrelid = %(oid)s AND i.indisunique AND i.indisvalid AND i.indimmediate
-  AND i.indpred IS NULL AND i.indexprs IS NULL
+WHERE i.indrelid = (SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                    WHERE n.nspname = %(schema)s AND c.relname = %(name)s)
+  AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL
   AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_attribute a WHERE a.attrelid = i.indrelid
                   AND a.attnum = ANY (i.indkey::pg_catalog.int2[]) AND NOT a.attnotnull)
 ORDER BY i.indisprimary DESC, i.indnkeyatts, i.indexrelid LIMIT 1
 """
 
 
-def _read_key(cursor: Cursor, oid: int) -> tuple[str, ...]:
-    cursor.execute(_KEY_SQL, {"oid": oid})
-    row = cursor.fetchone()
-    return tuple(row[0]) if row else ()
-
-
-def _missing(cursor: Cursor, mapping: TableMapping, session: Session) -> RefusedError:
+def _missing(session: Session, mapping: TableMapping) -> RefusedError:
     fact = f"{session.label} has no table {mapping.qualified}"
-    cursor.execute(
+    near = session.rows(
         "SELECT pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname)"
         " FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
         " WHERE pg_catalog.lower(c.relname) = pg_catalog.lower(%s) AND c.relkind IN ('r', 'p', 'v', 'm', 'f')"
         " ORDER BY 1 LIMIT 3",
         (mapping.table,),
     )
-    if near := [name for (name,) in cursor.fetchall()]:
-        return RefusedError(f"{fact}; there is {', '.join(near)}", f"if it is that one, set PGVECTOR_TABLE={near[0]}")
-    if _has_ledger(cursor):
+    if near:
+        names = [name for (name,) in near]
+        return RefusedError(f"{fact}; there is {', '.join(names)}", f"if it is that one, set PGVECTOR_TABLE={names[0]}")
+    ((has_ledger,),) = session.rows(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = 'pipeline' AND c.relname = 'alembic_version')"
+    )
+    if has_ledger:
         # Alembic believes that the table stands: it was dropped since, or PGVECTOR_TABLE is another one now.
         return RefusedError(fact, "check PGVECTOR_TABLE, or run: alembic downgrade 0001, then alembic upgrade head")
     if session.endpoint.name == "main":
         return RefusedError(fact, "run: alembic upgrade head")
     return RefusedError(fact, "check PGVECTOR_TABLE, and the database that pipeline settings shows")
-
-
-def _has_ledger(cursor: Cursor) -> bool:
-    cursor.execute(
-        "SELECT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
-        " WHERE n.nspname = 'pipeline' AND c.relname = 'alembic_version')"
-    )
-    row = cursor.fetchone()
-    return bool(row and row[0])

@@ -4,11 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.check.changes import changed_keys, count_rows_and_changes, key_sums
+from pipeline.check.changes import changed_keys, key_sums, look
 from pipeline.check.digests import open_buckets
 from pipeline.endpoints import Endpoint, Secret
 from pipeline.errors import StatementError
-from pipeline.postgres.database import Session, horizon
+from pipeline.postgres.database import Session
+from pipeline.postgres.facts import horizon_sql
 from pipeline.postgres.tables import Table, describe
 from pipeline.settings import TableMapping
 from tests.data import fill_generated
@@ -34,8 +35,8 @@ def side(legacy: Database) -> Iterator[tuple[Session, Table]]:
 
 
 def now(session: Session) -> int:
-    with session.transaction(read_only=True) as cursor:
-        return horizon(cursor)
+    ((horizon,),) = session.rows(horizon_sql(session.version))
+    return int(horizon)
 
 
 def found(session: Session, table: Table, since: int) -> set[str]:
@@ -43,8 +44,8 @@ def found(session: Session, table: Table, since: int) -> set[str]:
 
 
 def counts(session: Session, table: Table, since: int) -> tuple[int, int]:
-    with session.transaction(read_only=True) as cursor:
-        return count_rows_and_changes(session, cursor, table, since)
+    seen = look(session, table, since)
+    return seen.rows, seen.changed
 
 
 def key(legacy: Database, number: int) -> str:

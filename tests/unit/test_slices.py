@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from psycopg2 import sql
 
-from pipeline.postgres.database import ServerIdentity
+from pipeline.postgres.facts import ServerIdentity
 from pipeline.postgres.slices import Slice, plan_keys, plan_pages, slice_sql
 from pipeline.postgres.tables import Heap, Table
 
