@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from psycopg2 import sql
 
-from pipeline.check.digests import BUCKETS, BucketMap, hash_sql
+from pipeline.check.digests import BUCKETS, BucketMap, key_hash_sql
 from pipeline.errors import StatementError
 from pipeline.postgres.database import Session
 from pipeline.postgres.facts import gather, horizon_sql
@@ -75,5 +75,5 @@ def key_sums(session: Session, table: Table) -> BucketMap:
     """Return a map of the keys alone, by one scan of the heap: count and sum of the key hashes per bucket."""
     query = sql.SQL(
         "SELECT h & {mask}, pg_catalog.count(*), pg_catalog.sum(h) FROM (SELECT {hash} AS h FROM {table}) q GROUP BY 1"
-    ).format(mask=sql.Literal(BUCKETS - 1), hash=hash_sql(table, table.key), table=table.scanned)
+    ).format(mask=sql.Literal(BUCKETS - 1), hash=key_hash_sql(table), table=table.scanned)
     return BucketMap(buckets={bucket: (rows, 0, int(total)) for bucket, rows, total in session.rows(query)})

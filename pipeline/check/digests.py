@@ -7,6 +7,7 @@ Digests are summed, never combined by XOR, which cancels what occurs twice.
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +16,7 @@ from psycopg2 import sql
 from pipeline.errors import RefusedError
 from pipeline.postgres.database import Session
 from pipeline.postgres.tables import Table
-from pipeline.postgres.values import form_sql, key_texts_sql
+from pipeline.postgres.values import form_sql, key_texts_sql, value_sql
 
 # 4,096 buckets of a million rows hold 244 rows each: few to open, and a map of some hundred kilobytes.
 BUCKETS = 4096
@@ -83,6 +84,27 @@ def hash_sql(table: Table, columns: Sequence[str], alias: str | None = None) -> 
     ).format(values)
 
 
+def key_hash_sql(table: Table) -> sql.Composable:
+    """Return a 64-bit hash of a row's key, equal on both servers that are compared; 0 where it is NULL.
+
+    The usual types have one of their own, over the same bytes, for a fraction of the time.
+    """
+    if len(table.key) == 1 and (column := table.column(table.key[0])) is not None:
+        carried = column.cast or (column.base_schema, column.base_type)
+        if own := _OWN_HASHES.get(carried):
+            value = value_sql(table, column.name)
+            return sql.SQL("coalesce(pg_catalog.{}({}, 0), 0)").format(sql.Identifier(own), value)
+    return hash_sql(table, table.key)
+
+
+# Since version 11, and the same on all since.
+_OWN_HASHES = {
+    ("pg_catalog", "uuid"): "uuid_hash_extended",
+    ("pg_catalog", "int4"): "hashint4extended",
+    ("pg_catalog", "int8"): "hashint8extended",
+}
+
+
 def check_version(session: Session, *, is_target: bool) -> None:
     """Raise RefusedError where a server is too old for its side of a copy, or of a comparison."""
     if session.version >= (LEAST_TARGET_VERSION if is_target else LEAST_SOURCE_VERSION):
@@ -106,7 +128,7 @@ def bucket_map(session: Session, table: Table, columns: Sequence[str], embedding
         " (SELECT {key} AS h, {row} AS d, {embedding} AS e FROM {table}) q GROUP BY 1"
     ).format(
         mask=sql.Literal(BUCKETS - 1),
-        key=hash_sql(table, table.key),
+        key=key_hash_sql(table),
         row=hash_sql(table, columns),
         embedding=sql.Identifier(embedding),
         table=table.scanned,
@@ -126,7 +148,9 @@ def open_buckets(
     """
     left = _digests(*source, columns, buckets)
     right = _digests(*target, columns, buckets)
-    mine, theirs = next(left, None), next(right, None)
+    # The scan is in the first fetch: on both sides at the same time.
+    with ThreadPoolExecutor(2) as both:
+        mine, theirs = both.map(next, (left, right), (None, None))
     while mine is not None or theirs is not None:
         if theirs is None or (mine is not None and mine[0] < theirs[0]):
             assert mine is not None
@@ -149,14 +173,16 @@ def _digests(
         sql.SQL("pg_catalog.int4send(pg_catalog.length({send})) || {send}").format(send=form_sql(table, name))
         for name in table.key
     )
+    # Of the hash's own type: only then are the buckets looked up, and not tried one after the other.
     query = sql.SQL(
-        "SELECT {binary}, {row}, {texts} FROM {table} WHERE ({hash} & {mask}) = ANY ({buckets}) ORDER BY 1"
+        "SELECT {binary}, {row}, {texts} FROM {table}"
+        " WHERE ({hash} & {mask}) = ANY ({buckets}::pg_catalog.int8[]) ORDER BY 1"
     ).format(
         binary=binary,
         row=hash_sql(table, columns) if columns else sql.SQL("0"),
         texts=key_texts_sql(table),
         table=table.scanned,
-        hash=hash_sql(table, table.key),
+        hash=key_hash_sql(table),
         mask=sql.Literal(BUCKETS - 1),
         buckets=sql.Literal(list(buckets)),
     )

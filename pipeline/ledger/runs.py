@@ -210,13 +210,16 @@ def mark_loaded(cursor: Cursor, run_id: int) -> None:
     )
 
 
-def mark_finished(cursor: Cursor, run_id: int) -> int:
-    """Record the run's end, and give the lease back; return how many rows it brought, by its own books."""
+def mark_finished(cursor: Cursor, run_id: int, generation: int) -> int:
+    """Record the run's end, and give the lease back; return how many rows it brought, by its own books.
+
+    Whoever has lost the lease changes nothing.
+    """
     cursor.execute(
         "UPDATE pipeline.run r SET finished_at = pg_catalog.clock_timestamp(), lease_owner = NULL,"
-        " lease_backend = NULL, lease_until = NULL WHERE id = %s RETURNING reconciled_rows"
-        " + (SELECT coalesce(sum(s.rows), 0) FROM pipeline.slice s WHERE s.run_id = r.id)",
-        (run_id,),
+        " lease_backend = NULL, lease_until = NULL WHERE id = %s AND lease_generation = %s RETURNING reconciled_rows"
+        " + (SELECT coalesce(pg_catalog.sum(s.rows), 0) FROM pipeline.slice s WHERE s.run_id = r.id)",
+        (run_id, generation),
     )
-    ((rows,),) = cursor.fetchall()
-    return int(rows)
+    row = cursor.fetchone()
+    return 0 if row is None else int(row[0])

@@ -17,7 +17,7 @@ from pipeline.move.settle import settle
 from pipeline.options import CopyOptions
 from pipeline.postgres.crew import Crew
 from pipeline.postgres.database import Session, clock
-from pipeline.postgres.sequences import set_sequences
+from pipeline.postgres.sequences import read_sequences, set_sequences
 from pipeline.settings import Route
 
 T = TypeVar("T")
@@ -193,10 +193,12 @@ def _finish(lease: Lease, session: Session, job: Job) -> tuple[int, list[Event]]
     Returns how many rows it brought, and warnings of sequences that this role may not set.
     """
     failpoint("before_finish")
-    with session.transaction(then=lease.guard) as cursor:
+    with session.transaction(read_only=True, single=True) as cursor:
+        sequences = read_sequences(cursor, job.pair.target)
+    with session.transaction(single=not sequences) as cursor:
+        refused = set_sequences(cursor, job.pair.target, sequences)
+        rows = runs.mark_finished(cursor, job.run.id, lease.generation)
         leases.check_guard(cursor)
-        refused = set_sequences(cursor, job.pair.target)
-        rows = runs.mark_finished(cursor, job.run.id)
     return rows, [
         Warned(
             fact=f"the sequence {name} was not set behind the rows: this role may not",

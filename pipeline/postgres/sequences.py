@@ -1,5 +1,8 @@
 """Sequences behind a table's columns (serial, identity, or a default of nextval): set behind the rows there."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
 from psycopg2 import sql
 
 from pipeline.postgres.database import Cursor
@@ -28,39 +31,53 @@ ORDER BY a.attname, c.oid
 """
 
 
-def set_sequences(cursor: Cursor, table: Table) -> tuple[str, ...]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sequence:
+    """A sequence that gives a column its values; ``quoted`` is its name as typed in SQL."""
+
+    column: str
+    schema: str
+    name: str
+    low: int
+    high: int
+    upwards: bool
+    allowed: bool
+    quoted: str
+
+
+def read_sequences(cursor: Cursor, table: Table) -> tuple[Sequence, ...]:
+    """Return the sequences of a table's columns, by one query."""
+    cursor.execute(_SEQUENCES_SQL, {"table": table.oid})
+    names = [field.name for field in fields(Sequence)]
+    return tuple(Sequence(**dict(zip(names, row, strict=True))) for row in cursor.fetchall())
+
+
+def set_sequences(cursor: Cursor, table: Table, sequences: Iterable[Sequence]) -> tuple[str, ...]:
     """Move every sequence of the table's columns behind the largest value there; never back.
 
     The next value is ``max + 1`` then, or none where that is beyond the sequence's end. One that counts
     down, or that lies beyond all values already, stays. Returns the names, as typed in SQL, of those that
     this role may not set. Raises PipelineError.
     """
-    refused: list[str] = []
-    cursor.execute(_SEQUENCES_SQL, {"table": table.oid})
-    for column, schema, name, low, high, upwards, allowed, quoted in cursor.fetchall():
-        if not upwards:
-            continue
-        if allowed:
-            _set(cursor, table, column, sql.Identifier(schema, name), quoted, (low, high))
-        else:
-            refused.append(quoted)
-    return tuple(refused)
+    upwards = [one for one in sequences if one.upwards]
+    for one in upwards:
+        if one.allowed:
+            _set(cursor, table, one)
+    return tuple(one.quoted for one in upwards if not one.allowed)
 
 
-def _set(
-    cursor: Cursor, table: Table, column: str, sequence: sql.Identifier, quoted: str, bounds: tuple[int, int]
-) -> None:
+def _set(cursor: Cursor, table: Table, sequence: Sequence) -> None:
     cursor.execute(
         sql.SQL(
             "SELECT pg_catalog.setval({name}::pg_catalog.regclass, least(q.largest, {high}), true)"
             " FROM (SELECT pg_catalog.max({column})::pg_catalog.int8 AS largest FROM {table}) q, {sequence} s"
             " WHERE q.largest >= {low} AND (q.largest > s.last_value OR (q.largest = s.last_value AND NOT s.is_called))"
         ).format(
-            name=sql.Literal(quoted),
-            high=sql.Literal(bounds[1]),
-            low=sql.Literal(bounds[0]),
-            column=sql.Identifier(column),
+            name=sql.Literal(sequence.quoted),
+            high=sql.Literal(sequence.high),
+            low=sql.Literal(sequence.low),
+            column=sql.Identifier(sequence.column),
             table=table.scanned,
-            sequence=sequence,
+            sequence=sql.Identifier(sequence.schema, sequence.name),
         )
     )
