@@ -69,10 +69,28 @@ _CONNECT_FACTS: tuple[tuple[str, type[PipelineError], str, str], ...] = (
         "check {SSL}",
     ),
     (
+        "weak sslmode",
+        RejectedError,
+        "with the system's certificate authorities only verify-full proves anything, and {sslmode} is set",
+        "set {SSL} to verify-full",
+    ),
+    (
+        "channel binding",
+        RejectedError,
+        "PGCHANNELBINDING asks for a proof that nobody stands between, which this server does not give",
+        "connect to the server itself, with TLS, or unset PGCHANNELBINDING",
+    ),
+    (
         "certificate verify failed|server certificate for|SSL error",
         RejectedError,
         "the server's TLS certificate was not accepted (mode {sslmode})",
         "check {SSL} and {SSLROOTCERT}",
+    ),
+    (
+        "closed the connection unexpectedly|Connection reset by peer",
+        UnreachableError,
+        "{host} port {port} takes the connection and closes it at once",
+        "look into the server's log, or whether a proxy stands in between; then run the command again",
     ),
     (
         "too many clients|remaining connection slots|too many connections",

@@ -189,6 +189,8 @@ TLS_FAULTS = {
     "another host": ("127.0.0.1", "verify-full", "ours", r"certificate was not accepted \(mode verify-full\)"),
     "another host, not looked at": ("127.0.0.1", "verify-ca", "ours", None),
     "no file": ("localhost", "verify-full", "nowhere", "authorities is missing or unreadable"),
+    "the system's authorities": ("localhost", "verify-full", "system", r"certificate was not accepted"),
+    "the system's authorities, loosely": ("localhost", "verify-ca", "system", "only verify-full proves anything"),
     "a server without TLS": ("127.0.0.1", "require", None, "the server offers no TLS, and require asks for it"),
 }
 
@@ -206,10 +208,21 @@ def test_tls_that_cannot_be_trusted_is_refused(
         variables = {f"{prefix}_HOST": host, f"{prefix}_PORT": str(port), f"{prefix}_SSL": mode}
         if authority is not None:
             file = authorities[authority].file if authority in authorities else tmp_path / authority
-            variables[f"{prefix}_SSLROOTCERT"] = str(file)
+            variables[f"{prefix}_SSLROOTCERT"] = authority if authority == "system" else str(file)
         ended = bench.copy(**variables)
         if fact is None:
             ended.expect(0)
         else:
             assert re.search(fact, ended.expect(1).err), ended.err
-            assert re.search(rf"hint:.*check {prefix}_SSL", ended.err), ended.err
+            assert re.search(rf"hint:.*(check|set) {prefix}_SSL", ended.err), ended.err
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_channel_that_cannot_be_bound_is_refused_with_the_way_out(
+    encrypted: bool, bench: Bench, authorities: dict[str, Authority]
+) -> None:
+    with TlsFront(bench.proxies["main"], authorities["ours"]) as front:
+        port = front.port if encrypted else bench.proxies["main"].port
+        ended = bench.copy(DB_PORT=str(port), DB_SSL="prefer", PGCHANNELBINDING="require").expect(1)
+    assert "PGCHANNELBINDING asks for a proof that nobody stands between" in ended.err, ended.err
+    assert "unset PGCHANNELBINDING" in ended.err

@@ -1,22 +1,18 @@
-"""What happens to servers during a copy: stopped, crashed, hung, full, replaying."""
+"""What happens to servers during a copy: stopped, crashed, hung, replaying."""
 
 import os
 import re
 import signal
-import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
-from psycopg2.extensions import make_dsn
 
-from pipeline.demo.servers import Server, free_port
 from tests.acceptance.test_copy import finish, wait_until
+from tests.clones import clone_of
 from tests.data import content
 from tests.faults import SIDES, Bench, role
-from tests.support import Database
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -56,38 +52,10 @@ def test_backend_that_hangs_is_given_up(side: str, large: Bench) -> None:
     large.check_done()
 
 
-@contextmanager
-def standby_of(primary: Database, folder: Path) -> Iterator[Database]:
-    """Make a standby that cancels queries soon, from a base backup of the primary's server."""
-    server = Server(folder=folder, release="16", port=free_port(), programs=primary.server.programs)
-    folder.parent.chmod(0o711)
-    folder.mkdir()
-    owner = primary.server.data.stat()
-    os.chown(folder, owner.st_uid, owner.st_gid)
-    source = make_dsn(host=primary.server.host, port=primary.server.port, user=primary.user, password=primary.password)
-    subprocess.run(
-        [
-            *(str(server.programs / "pg_basebackup"), "-d", source, "-D", str(server.data)),
-            *("-R", "-c", "fast", "--no-sync", "-X", "stream"),
-        ],
-        user=owner.st_uid,
-        check=True,
-        cwd="/",
-        timeout=60,
-    )
-    with (server.data / "postgresql.conf").open("a") as conf:
-        conf.write("max_standby_streaming_delay = '200ms'\nwal_receiver_status_interval = '1s'\n")
-    server.start()
-    try:
-        yield Database(server=server, name=primary.name, password=primary.password)
-    finally:
-        server.stop("immediate")
-
-
 def test_standby_that_cancels_the_copy_to_replay_is_asked_again(large: Bench) -> None:
     with (
         tempfile.TemporaryDirectory() as root,
-        standby_of(large.legacy, Path(root) / "standby") as standby,
+        clone_of(large.legacy, Path(root) / "standby", follow=True) as standby,
         ExitStack() as stack,
     ):
         replicated = Bench(standby, large.main, stack)
@@ -120,48 +88,5 @@ def test_marked_slices_survive_a_crash_where_the_role_commits_asynchronously(ful
         assert marks <= full.marks()
         assert finish(process).code in (0, 5)
         hasty.copy().expect(0)
-        assert marks <= full.marks()
-        full.check_done()
-
-
-@contextmanager
-def small_disk(database: Database, folder: Path, size: str) -> Iterator[Path]:
-    """Put the table onto a disk of its own, so small that it does not fit."""
-    folder.parent.chmod(0o711)
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=False).returncode:
-        pytest.skip("a small disk takes the right to mount one")
-    try:
-        owner = database.server.data.stat()
-        os.chown(folder, owner.st_uid, owner.st_gid)
-        with closing(database.connect()) as connection:
-            connection.autocommit = True
-            connection.cursor().execute("CREATE TABLESPACE small LOCATION %s", (str(folder),))
-        try:
-            database.execute("ALTER TABLE public.embeddings SET TABLESPACE small")
-            yield folder
-        finally:
-            with closing(database.connect()) as connection:
-                connection.autocommit = True
-                connection.cursor().execute("DROP TABLE public.embeddings")
-                connection.cursor().execute("DROP TABLESPACE small")
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_full_disk_stops_the_copy_and_a_larger_one_lets_it_go_on(full: Bench) -> None:
-    with (
-        tempfile.TemporaryDirectory() as root,
-        small_disk(full.main, Path(root) / "disk", "3m") as disk,
-    ):
-        ended = full.copy("--workers", "1", "--deadline", "30").expect(1)
-        assert "error: main (" in ended.err
-        assert "the disk is full" in ended.err
-        assert "free space, then run the command again" in ended.err
-        full.wait_for_quiet()
-        full.check_books()
-        marks = full.marks()
-        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
-        full.copy().expect(0)
         assert marks <= full.marks()
         full.check_done()
