@@ -1,10 +1,14 @@
 """Every refusal by the shape of the tables, the role's rights and the rows: its fact, and what it says to type."""
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import pytest
 
+from pipeline.errors import RefusedError
+from pipeline.move.copy import copy
+from pipeline.options import CopyOptions
 from tests.data import TABLE_SQL
 from tests.preflights import administrate, inspected, route
 from tests.support import Database
@@ -235,13 +239,18 @@ def empty_legacy(legacy: Database) -> Database:
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_refusal_says_what_is_so_and_what_to_type(case: str, empty_legacy: Database, main: Database) -> None:
+def test_refusal_says_what_to_type_and_copy_says_the_same(case: str, empty_legacy: Database, main: Database) -> None:
     refusal = REFUSALS[case]
     for database, statements in ((empty_legacy, refusal.legacy), (main, refusal.main)):
         if statements:
             database.execute(statements)
     found = refusals(empty_legacy, main, refusal.ignored, refusal.dimensions)
     assert found == {refusal.fact: refusal.hint}
+    way = replace(route(empty_legacy, main), ignore_columns=refusal.ignored, dimensions=refusal.dimensions)
+    with pytest.raises(RefusedError) as refused, closing(copy(way, CopyOptions())) as events:
+        next(events)
+    assert (refused.value.fact, refused.value.hint) == (refusal.fact, refusal.hint)
+    assert main.value("SELECT count(*) FROM pipeline.run") == 0
 
 
 def test_bytes_that_are_no_text(empty_legacy: Database, main: Database) -> None:
