@@ -45,7 +45,7 @@ def preflight(
     """
     from pipeline.check.inspection import Inspected, inspect
     from pipeline.show.findings import print_inspection
-    from pipeline.show.tables import print_json
+    from pipeline.show.plain import print_json
 
     chosen = options.PreflightOptions(workers=workers, census=not no_census)
     (found,) = observed(
@@ -90,7 +90,8 @@ def verify(
     exit code 3 where anything differs.
     """
     from pipeline.check.verify import verify as engine_verify
-    from pipeline.show.tables import print_checks, print_json
+    from pipeline.show.plain import print_json
+    from pipeline.show.tables import print_checks
 
     route = Settings.load(env_file).route(source, target, ignore_columns, rounding=rounding)
     results = observed(engine_verify(route, options.VerifyOptions(queries=queries, k=k)), CheckDone)

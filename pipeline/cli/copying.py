@@ -110,7 +110,7 @@ def copy(
     """
     from pipeline.move.copy import copy as engine_copy
     from pipeline.move.plan import preview
-    from pipeline.show.tables import print_json, print_text
+    from pipeline.show.plain import print_json, print_text
     from pipeline.show.words import copy_summary, preview_lines
 
     route = Settings.load(env_file).route(source, target, ignore_columns, rounding=rounding)
@@ -165,8 +165,8 @@ def quarantine(
     room for on main, they are brought by --retry.
     """
     from pipeline.move.quarantine import retry
+    from pipeline.show.plain import print_json, print_text
     from pipeline.show.quarantine import print_quarantine, retried_line
-    from pipeline.show.tables import print_json, print_text
     from pipeline.status import read_quarantine_state
 
     route = Settings.load(env_file).route(source, target, ignore_columns, rounding=rounding)

@@ -15,7 +15,8 @@ from pipeline.settings import Settings
 @json_option
 def settings_command(env_file: Path | None, as_json: bool) -> None:
     """Show every setting, where it came from, and what the endpoints resolve to."""
-    from pipeline.show.tables import print_json, print_settings
+    from pipeline.show.plain import print_json
+    from pipeline.show.tables import print_settings
 
     settings = Settings.load(env_file)
     endpoints: dict[str, str] = {}
@@ -37,7 +38,8 @@ def settings_command(env_file: Path | None, as_json: bool) -> None:
 @json_option
 def status(env_file: Path | None, target: str, as_json: bool) -> None:
     """Show runs, their progress, and the last verdicts, from the ledger on main."""
-    from pipeline.show.tables import print_json, print_state
+    from pipeline.show.plain import print_json
+    from pipeline.show.tables import print_state
     from pipeline.status import read_state
 
     state = read_state(Settings.load(env_file).endpoint(target))
@@ -56,7 +58,8 @@ def search(text: str, env_file: Path | None, k: int, as_json: bool) -> None:
     """Search main for TEXT, as the application will: embedded by Ollama, nearest first."""
     from pipeline.search.embedders import OllamaEmbedder
     from pipeline.search.repository import EmbeddingRepository, engine_for
-    from pipeline.show.tables import print_hits, print_json
+    from pipeline.show.plain import print_json
+    from pipeline.show.tables import print_hits
 
     settings = Settings.load(env_file)
     engine = engine_for(settings.endpoint("main"))

@@ -18,7 +18,7 @@ def observed(events: Generator[Event, None, None], kept: type[E]) -> list[E]:
     SIGUSR1 has the state told meanwhile. After a stop (Ctrl-Z) the bars are drawn anew, below.
     """
     from pipeline.postgres.pulse import hush_driver
-    from pipeline.show.log import LogObserver, configure
+    from pipeline.show.log import LogObserver
 
     hush_driver()
 
@@ -27,7 +27,6 @@ def observed(events: Generator[Event, None, None], kept: type[E]) -> list[E]:
 
         observer: TerminalObserver | LogObserver = TerminalObserver()
     else:
-        configure()
         observer = LogObserver()
     found: list[E] = []
     with observer, closing(events) as running:

@@ -4,9 +4,9 @@ import logging
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-
-import structlog
+from typing import Any
 
 from pipeline import events
 from pipeline.show.board import Board
@@ -18,28 +18,30 @@ from pipeline.show.words import event_line
 SOONEST_SECONDS, LATEST_SECONDS, SHARE = 5.0, 60.0, 0.1
 
 
-def configure(*, as_json: bool = False, verbose: bool = False) -> None:
-    """Set up structlog: UTC times, to stderr, never the local variables of a traceback."""
+def _open_log() -> Any:
+    """Return structlog's logger: UTC times, to stderr, never the local variables of a traceback."""
+    import structlog
+
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="%Y-%m-%dT%H:%M:%SZ", utc=True),
             structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False)),
-            structlog.processors.JSONRenderer()
-            if as_json
-            else structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
+            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if verbose else logging.INFO),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=False,
     )
+    return structlog.get_logger()
 
 
 class LogObserver:
     """Write events as log lines. What happens thousands of times, like a slice, has none of its own."""
 
     def __init__(self) -> None:
-        self._log = structlog.get_logger()
+        # Its import takes as long as the engine's first questions to both servers, which need not wait for it.
+        self._opening = ThreadPoolExecutor(1).submit(_open_log)
         self._board = Board()
         self._began = self._said = time.monotonic()
         self._lock = threading.Lock()
@@ -54,6 +56,10 @@ class LogObserver:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ticker.stop()
+
+    @property
+    def _log(self) -> Any:
+        return self._opening.result()
 
     def forget(self) -> None:
         """Do nothing: nothing is drawn here."""

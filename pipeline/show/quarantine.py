@@ -1,7 +1,8 @@
 """The rows that a copy set aside, as a table on stdout."""
 
 from pipeline.events import Retried
-from pipeline.show.tables import moment, print_table, print_text
+from pipeline.show.plain import print_text
+from pipeline.show.tables import moment, print_table
 from pipeline.status import QuarantineState
 from pipeline.wording import counted
 

@@ -1,12 +1,11 @@
 """Results as tables on stdout, plain where it is no terminal."""
 
-import json
 import os
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Protocol
 
 from rich.console import Console
 from rich.table import Table
@@ -15,10 +14,9 @@ from rich.text import Text
 from pipeline.events import CheckDone
 from pipeline.settings import Origin
 from pipeline.show.figures import duration, printable, size
+from pipeline.show.plain import print_text
 from pipeline.status import RunState, State
 from pipeline.wording import counted
-
-SCHEMA_VERSION = 1
 
 
 class Found(Protocol):
@@ -36,26 +34,6 @@ class Found(Protocol):
 _WIDTH_OF_FILES = 200
 _WIDTH_OF_PASSAGES = 110
 _STYLES = {"pass": "green", "fail": "bold red", "partial": "bold yellow", "done": "green", "interrupted": "yellow"}
-
-
-def print_json(document: dict[str, Any]) -> None:
-    """Print one JSON document, with the version of its schema."""
-    # Where stdout cannot say every character, JSON has its own way to.
-    ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
-    whole = {"schema_version": SCHEMA_VERSION, **document}
-    text = json.dumps(whole, ensure_ascii=ascii_only, indent=2, default=_encode)
-    sys.stdout.write(text + "\n")
-
-
-def _encode(value: object) -> str:
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat()
-    raise TypeError(type(value).__name__)
-
-
-def print_text(text: str) -> None:
-    """Print plain words on stdout."""
-    sys.stdout.write(printable(text) + "\n")
 
 
 def _console() -> Console:

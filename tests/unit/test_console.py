@@ -12,7 +12,7 @@ from rich.cells import cell_len
 
 from pipeline import events
 from pipeline.show.board import PLAIN, Board, Glyphs, glyphs_for
-from pipeline.show.log import LogObserver, configure
+from pipeline.show.log import LogObserver
 from pipeline.show.pace import SILENT_SECONDS, Meter, Pace
 from pipeline.show.screen import Screen
 from tests.terminal import Emulator
@@ -255,7 +255,6 @@ def test_terminal_that_is_gone_ends_nothing() -> None:
 
 
 def test_log_says_where_a_long_copy_is_at_growing_intervals(capsys: pytest.CaptureFixture[str]) -> None:
-    configure()
     observer = LogObserver()
     observer.on(planned(slices=5000))
     began = observer._began
