@@ -1,8 +1,10 @@
 """What happens to the files of servers: a full disk, a full log, a backup put in their place."""
 
+import os
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 from pipeline.demo.servers import create_server, running_pid
 from tests.acceptance.test_copy import finish, wait_until
 from tests.clones import clone_of, enlarge, small_disk
-from tests.conftest import SERVER_SETTINGS
+from tests.conftest import FOLDER_PREFIX, SERVER_SETTINGS
 from tests.data import content, fill_generated
 from tests.faults import DIMENSIONS, TEXT_BYTES, Bench
 from tests.support import CANARY, Database, environment, run
@@ -21,11 +23,10 @@ UPDATE_SOME = "UPDATE public.embeddings SET content = 'later' WHERE id > 'c00000
 
 
 @pytest.fixture
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Return a folder that a server's own account may come into."""
-    root = tmp_path_factory.mktemp("servers")
-    for path in (root, *root.parents[:2]):
-        path.chmod(0o711)
+def folder() -> Iterator[Path]:
+    """Return a folder that a server's own account may come into; pytest's own are closed to it."""
+    root = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-"))
+    root.chmod(0o711)
     yield root
     shutil.rmtree(root, ignore_errors=True)
 
