@@ -87,7 +87,7 @@ def _pass(crew: Crew, job: Job, lease: Lease, options: CopyOptions, since: int, 
     find = _changes if job.pair.source.heaps else _differences
     ends = (job.route.source, lease.purpose), (job.route.target, lease.purpose)
     with crew.together(*ends) as (source, target):
-        this = _look(crew, job, source, target, since)
+        this = _look(job, source, target, since)
         if not this.quiet:
             with crew.together(*ends) as (reader, judge):
                 for keys in find(crew, job, (source, target, judge), since, this):
@@ -102,7 +102,7 @@ def _pass(crew: Crew, job: Job, lease: Lease, options: CopyOptions, since: int, 
     return this
 
 
-def _look(crew: Crew, job: Job, source: Session, target: Session, since: int) -> _Pass:
+def _look(job: Job, source: Session, target: Session, since: int) -> _Pass:
     """Take the pass's horizon, and tell whether nothing changed on the source, by one scan of its heap.
 
     Where no rewrite moved rows about, each slice saw every row of it that stood then, once. So the rows of
@@ -114,12 +114,12 @@ def _look(crew: Crew, job: Job, source: Session, target: Session, since: int) ->
     if not heaps or job.resumed or job.run.rows_before:
         ((now,),) = source.rows(horizon_sql(source.version))
         return _Pass(horizon=now)
-    seen, there = crew.beside(partial(look, source, job.pair.source, since), partial(_rows_there, target, job))
+    seen = look(source, job.pair.source, since)
     same_files = seen.files == tuple(heap.file for heap in heaps)
     return _Pass(
         horizon=seen.horizon,
         rows=seen.rows if same_files else None,
-        quiet=same_files and not seen.changed and there == {seen.rows},
+        quiet=same_files and not seen.changed and _rows_there(target, job) == {seen.rows},
     )
 
 
