@@ -6,7 +6,7 @@ from typing import Literal
 # What becomes of a row of the target that no run brought, whose key the source has with other content.
 OnConflict = Literal["refuse", "keep", "overwrite"]
 DEFAULT_WORKERS = 2
-DEFAULT_SLICE_BYTES = 32 * 1024 * 1024
+DEFAULT_SLICE_BYTES = 64 * 1024 * 1024
 DEFAULT_DEADLINE_SECONDS = 60.0
 DEFAULT_STALL_SECONDS = 30.0
 DEFAULT_QUERIES = 10

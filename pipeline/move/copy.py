@@ -56,13 +56,15 @@ def _run(crew: Crew, job: Job, lease: Lease, options: CopyOptions, started: floa
     crew.warmed()
     tally = Tally()
     yield from load(crew, job, lease, options, tally)
-    step("closing the load", _mark_loaded)
     load_seconds = clock() - tally.started
     yield Loaded(rows=tally.rows, bytes=tally.bytes, seconds=load_seconds)
-    # Beside the pass, not after it: both read the heap, and neither waits for the other.
-    analysis = crew.start(_step, crew, job, lease, options.deadline_seconds, "refreshing statistics", _analyze)
+    # Beside the pass, not after it: none of the three waits for another.
+    deadline = options.deadline_seconds
+    closing = crew.start(_step, crew, job, lease, deadline, "closing the load", _mark_loaded)
+    analysis = crew.start(_step, crew, job, lease, deadline, "refreshing statistics", _analyze)
     passes: list[Reconciled] = []
     seen = yield from _settle(crew, job, lease, options, job.run.source_horizon, passes)
+    yield from crew.follow([closing], guards=[lease.future])
     yield from crew.follow([analysis], guards=[lease.future])
     yield from analysis.result()
     building = clock()

@@ -98,7 +98,7 @@ def _plan(crew: Crew, source: Session, target: Session, route: Route, options: C
     if run is None:
         # In no transaction of the target: to compare what is there, and to cut a view, may take long.
         existing = existing if empty else _check_existing(source, target, pair, options)
-        pair, slices = cut(source, pair, options.slice_bytes)
+        pair, slices = cut(source, pair, options)
     return _Plan(pair=pair, run=run, existing=existing, slices=slices)
 
 
@@ -128,16 +128,16 @@ def _check_existing(source: Session, target: Session, pair: Pair, options: CopyO
     return existing
 
 
-def cut(session: Session, pair: Pair, slice_bytes: int) -> tuple[Pair, tuple[Slice, ...]]:
+def cut(session: Session, pair: Pair, options: CopyOptions) -> tuple[Pair, tuple[Slice, ...]]:
     """Cut the source into slices: by pages where it has any, else by its key, in the order that it has there.
 
     Returns the pair with the source's size, which the catalog does not know of a view.
     """
     if pair.source.paged:
-        return pair, plan_pages(pair.source, slice_bytes)
+        return pair, plan_pages(pair.source, options.slice_bytes, options.workers)
     ((rows, bytes_per_row),) = session.rows(_weigh_sql(pair.source, pair.columns))
     weighed = replace(pair, source=replace(pair.source, rows_estimate=rows, bytes=rows * bytes_per_row))
-    rows_per_slice = max(1, slice_bytes // max(1, bytes_per_row))
+    rows_per_slice = max(1, options.slice_bytes // max(1, bytes_per_row))
     if rows <= rows_per_slice:
         return weighed, plan_keys(())
     return weighed, plan_keys([tuple(key) for key in session.rows(boundaries_sql(pair.source, rows_per_slice))])

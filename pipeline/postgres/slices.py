@@ -1,6 +1,7 @@
 """Where rows lie: a table cut into page ranges, sized by bytes with TOAST counted, or into ranges of its key."""
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -37,9 +38,10 @@ class Slice:
         return self.rows is not None
 
 
-def plan_pages(table: Table, slice_bytes: int) -> tuple[Slice, ...]:
+def plan_pages(table: Table, slice_bytes: int, workers: int = 1) -> tuple[Slice, ...]:
     """Cut every heap of a table into page ranges of about ``slice_bytes`` each; at least one of each.
 
+    A heap of more than one slice is cut into as many for each worker, so that none is left to one at the end.
     The first and the last are open-ended: a row that comes to lie beyond yesterday's last page is in
     the last slice. Most of an embeddings table is TOAST, so a heap's bytes count it, and a page weighs
     ``bytes / pages``.
@@ -47,7 +49,7 @@ def plan_pages(table: Table, slice_bytes: int) -> tuple[Slice, ...]:
     ranges = (
         (None if heap.oid == table.oid else (heap.schema, heap.name), lower, upper)
         for heap in table.heaps
-        for lower, upper in _page_ranges(heap, slice_bytes)
+        for lower, upper in _page_ranges(heap, slice_bytes, workers)
     )
     return tuple(
         Slice(ordinal=ordinal, relation=relation, lower=lower, upper=upper)
@@ -55,9 +57,12 @@ def plan_pages(table: Table, slice_bytes: int) -> tuple[Slice, ...]:
     )
 
 
-def _page_ranges(heap: Heap, slice_bytes: int) -> Iterable[tuple[int | None, int | None]]:
+def _page_ranges(heap: Heap, slice_bytes: int, workers: int) -> Iterable[tuple[int | None, int | None]]:
     bytes_per_page = max(1, heap.bytes // max(1, heap.pages))
     pages_per_slice = max(1, slice_bytes // bytes_per_page)
+    if heap.pages > pages_per_slice:
+        rounds = math.ceil(heap.pages / (pages_per_slice * workers))
+        pages_per_slice = math.ceil(heap.pages / (rounds * workers))
     return itertools.pairwise([None, *range(pages_per_slice, heap.pages, pages_per_slice), None])
 
 

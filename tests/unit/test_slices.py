@@ -3,6 +3,7 @@
 from itertools import pairwise
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from psycopg2 import sql
@@ -47,9 +48,14 @@ def rendered(query: sql.Composable) -> str:
     return query.string if isinstance(query, sql.SQL) else repr(getattr(query, "wrapped", None))
 
 
-@given(pages=st.integers(0, 10**6), bytes_per_page=st.integers(0, 10**6), slice_bytes=st.integers(2**20, 2**30))
-def test_slices_cover_every_page_exactly_once(pages: int, bytes_per_page: int, slice_bytes: int) -> None:
-    parts = plan_pages(table((pages, pages * bytes_per_page)), slice_bytes)
+@given(
+    pages=st.integers(0, 10**6),
+    bytes_per_page=st.integers(0, 10**6),
+    slice_bytes=st.integers(2**20, 2**30),
+    workers=st.integers(1, 16),
+)
+def test_slices_cover_every_page_exactly_once(pages: int, bytes_per_page: int, slice_bytes: int, workers: int) -> None:
+    parts = plan_pages(table((pages, pages * bytes_per_page)), slice_bytes, workers)
     assert [part.ordinal for part in parts] == list(range(len(parts)))
     assert {(part.kind, part.relation) for part in parts} == {("pages", None)}
     check_chain(parts, pages)
@@ -111,3 +117,14 @@ def test_pages_are_read_as_such_where_there_are_heaps_and_a_server_from_14_on(
     version: int, heaps: list[tuple[int, int]]
 ) -> None:
     assert table(*heaps, version=version).paged == (version >= 140000 and len(heaps) > 0)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+def test_every_worker_has_as_many_slices(workers: int) -> None:
+    parts = plan_pages(table((10_000, 30 * 2**20)), 2**20, workers)
+    assert len(parts) >= 30
+    assert len(parts) % workers == 0
+    bounds = [part.lower for part in parts[1:]]
+    sizes = [upper - lower for lower, upper in pairwise(b for b in bounds if isinstance(b, int))]
+    assert max(sizes) - min(sizes) <= 1
+    assert len(plan_pages(table((10, 1000)), 2**20, workers)) == 1
