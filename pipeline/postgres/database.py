@@ -31,8 +31,9 @@ class Session:
     def __init__(self, endpoint: Endpoint, purpose: str) -> None:
         """Connect. ``purpose`` becomes part of application_name. Raises Unreachable- or RejectedError."""
         self.endpoint = endpoint
-        # What it calls itself in its transactions; between them it bears the name that it was made with.
+        # What it calls itself from its next transaction on.
         self.purpose = self._made_for = purpose
+        self._renamed = False
         self._pid = os.getpid()
         self._cancelled = False
         self._silence: float | None = None
@@ -102,14 +103,23 @@ class Session:
 
     def _begin_text(self, *, read_only: bool, single: bool = False) -> str:
         settings = _settings(self.version, read_only)
-        if self.purpose != self._made_for:
-            settings["application_name"] = f"'{_application_name(self.purpose)}'"
         # Not READ WRITE: that would overrule a database that somebody, or a full disk, made read-only. The
         # level is said because a role may have another default, under which a slice would fail for another's.
         level = "REPEATABLE READ READ ONLY" if read_only else "READ COMMITTED"
         # Statements that come in one message are one transaction, also without BEGIN and COMMIT.
         begin = "SET TRANSACTION" if single else "BEGIN"
-        return "".join([f"{begin} ISOLATION LEVEL {level};", *(f"SET LOCAL {k} = {v};" for k, v in settings.items())])
+        text = "".join([f"{begin} ISOLATION LEVEL {level};", *(f"SET LOCAL {k} = {v};" for k, v in settings.items())])
+        self._renamed = self._renamed or self.purpose != self._made_for
+        return text + self._rename_text() if self._renamed else text
+
+    def _rename_text(self) -> str:
+        """Return what names the session for good, so that a takeover finds it also when it is idle.
+
+        Where the backend is not the one that was announced, a pooler lends it to others: there, for the transaction.
+        """
+        name = _application_name(self.purpose)
+        local = f"pg_catalog.pg_backend_pid() <> {self.backend}"
+        return f"SELECT pg_catalog.set_config('application_name', '{name}', {local});"
 
     def rows(self, query: Query, arguments: Sequence[Any] | Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
         """Return all rows of one query, in a read-only transaction of its own, in one round trip."""
