@@ -117,9 +117,9 @@ class Session:
 
         Where the backend is not the one that was announced, a pooler lends it to others: there, for the transaction.
         """
-        name = _application_name(self.purpose)
-        local = f"pg_catalog.pg_backend_pid() <> {self.backend}"
-        return f"SELECT pg_catalog.set_config('application_name', '{name}', {local});"
+        rename = sql.SQL("SELECT pg_catalog.set_config('application_name', {}, pg_catalog.pg_backend_pid() <> {});")
+        named = rename.format(sql.Literal(_application_name(self.purpose)), sql.Literal(self.backend))
+        return named.as_string(self.connection)
 
     def rows(self, query: Query, arguments: Sequence[Any] | Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
         """Return all rows of one query, in a read-only transaction of its own, in one round trip."""
