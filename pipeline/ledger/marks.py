@@ -38,15 +38,6 @@ def insert_slices_sql(run: str, slices: Sequence[Slice]) -> sql.Composable:
 
     Bounds are texts: a page's number, or a key's values as a JSON array.
     """
-    columns = (
-        [part.ordinal for part in slices],
-        [part.kind for part in slices],
-        # Not pairs: an array of arrays comes apart into single texts.
-        [part.relation and part.relation[0] for part in slices],
-        [part.relation and part.relation[1] for part in slices],
-        [_written_bound(part.lower) for part in slices],
-        [_written_bound(part.upper) for part in slices],
-    )
     return sql.SQL(
         "INSERT INTO pipeline.slice (run_id, ordinal, kind, relation, lower, upper)"
         " SELECT {run}.id, part.ordinal, part.kind,"
@@ -57,13 +48,13 @@ def insert_slices_sql(run: str, slices: Sequence[Slice]) -> sql.Composable:
         " pg_catalog.unnest({upper}::pg_catalog.text[])) AS part(ordinal, kind, schema, relation, lower, upper)"
     ).format(
         run=sql.Identifier(run),
-        **dict(
-            zip(
-                ("ordinals", "kinds", "schemas", "relations", "lower", "upper"),
-                map(sql.Literal, columns),
-                strict=True,
-            )
-        ),
+        ordinals=sql.Literal([part.ordinal for part in slices]),
+        kinds=sql.Literal([part.kind for part in slices]),
+        # Not pairs: an array of arrays comes apart into single texts.
+        schemas=sql.Literal([part.relation and part.relation[0] for part in slices]),
+        relations=sql.Literal([part.relation and part.relation[1] for part in slices]),
+        lower=sql.Literal([_written_bound(part.lower) for part in slices]),
+        upper=sql.Literal([_written_bound(part.upper) for part in slices]),
     )
 
 

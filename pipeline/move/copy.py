@@ -59,18 +59,15 @@ def _run(crew: Crew, job: Job, lease: Lease, options: CopyOptions, started: floa
     load_seconds = clock() - tally.started
     yield Loaded(rows=tally.rows, bytes=tally.bytes, seconds=load_seconds)
     # Beside the pass, not after it: none of the three waits for another.
-    deadline = options.deadline_seconds
-    closing = crew.start(_step, crew, job, lease, deadline, "closing the load", _mark_loaded)
-    analysis = crew.start(_step, crew, job, lease, deadline, "refreshing statistics", _analyze)
+    closing = crew.start(step, "closing the load", _mark_loaded)
+    analysis = crew.start(step, "refreshing statistics", _analyze)
     passes: list[Reconciled] = []
     seen = yield from _settle(crew, job, lease, options, job.run.source_horizon, passes)
     yield from crew.follow([closing], guards=[lease.future])
     yield from crew.follow([analysis], guards=[lease.future])
     yield from analysis.result()
     building = clock()
-    builder = crew.start(
-        _step, crew, job, lease, options.deadline_seconds, "building the indexes", _rebuild(crew, lease, options)
-    )
+    builder = crew.start(step, "building the indexes", _rebuild(crew, lease, options))
     yield from crew.follow([builder], guards=[lease.future])
     index_seconds = clock() - building
     if builder.result():

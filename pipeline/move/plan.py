@@ -193,7 +193,7 @@ def _preview(crew: Crew, route: Route, options: CopyOptions) -> Previewed:
         left = sum(not part.done for part in slices)
         before = plan.existing.rows if run is None else run.rows_before
         untouched = left == len(slices) and pair.target.owned and not before
-        with target.transaction(read_only=True) as cursor:
+        with target.transaction(read_only=True, single=True) as cursor:
             indexes = secondary_indexes(cursor, pair.target.oid) if untouched else ()
         seconds = read_seconds(pair.source, take_sample(source, pair.source, pair.columns)) if left else 0.0
     return Previewed(

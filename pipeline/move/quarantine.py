@@ -114,7 +114,7 @@ def _retry(crew: Crew, job: Job, lease: Lease, rows: tuple[SetAside, ...], on_co
             keys = [row.key for row in rows[first : first + BATCH_KEYS]]
             total = total.plus(reconcile(source, target, job.pair, keys, lease, on_conflict))
         set_aside(crew, job, lease)
-        with target.transaction(read_only=True) as cursor:
+        with target.transaction(read_only=True, single=True) as cursor:
             left = {row.key for row in read_quarantine(cursor, job.run.id)}
     staying = sum(row.key in left for row in rows)
     return Retried(run=job.run.id, brought=total.found, gone=len(rows) - total.found - staying, left=len(left))
