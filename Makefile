@@ -60,7 +60,7 @@ lock: $(READY)
 	printf 'hatchling\neditables\npgserver\n' > $(VENV)/lock.in
 	$(BIN)/pip-compile --quiet --generate-hashes --no-header --no-annotate --no-emit-index-url \
 	  --no-emit-find-links --no-emit-trusted-host --strip-extras --allow-unsafe \
-	  --extra demo --extra dev --extra monitor --output-file requirements.lock pyproject.toml $(VENV)/lock.in
+	  --extra demo --extra dev --extra monitor --extra report --output-file requirements.lock pyproject.toml $(VENV)/lock.in
 	sed -i '1i # Every version and hash that a development environment is made of; `make lock` writes it.' requirements.lock
 
 clean:

@@ -24,6 +24,7 @@ from measure import BenchError, Signals
 from outcome import Data, Distance, Outcome, Section
 from pipeline.errors import EXIT_OK, PipelineError
 from pipeline.show.words import error_lines
+from proving import proofs
 from report import print_report
 from scenes import Scene
 from servers import connect
@@ -64,7 +65,7 @@ def _fail(error: PipelineError) -> int:
 
 
 def _run(bed: Testbed, choices: Choices, load_before: float) -> Outcome:
-    """Run everything that was chosen, the changes last: after them legacy is not what it was."""
+    """Run everything that was chosen, the changes and proofs last: after them legacy is not what it was."""
     turns = Turns(rounds=choices.rounds, tell=tell)
     machine = read_machine(bed, load_before)
     data = Data(
@@ -88,6 +89,7 @@ def _run(bed: Testbed, choices: Choices, load_before: float) -> Outcome:
         ledger=studies.ledger(bed, turns) if choices.ledger else None,
         resume=studies.resume(bed, turns) if choices.resume else None,
         changes=studies.changes(bed, turns) if choices.changes else None,
+        proofs=proofs(bed, turns) if choices.proofs else None,
     )
 
 

@@ -39,6 +39,7 @@ class Choices:
     ledger: bool
     resume: bool
     changes: bool
+    proofs: bool
     json: Path | None
 
     def wants(self, name: str) -> bool:
@@ -70,6 +71,7 @@ def parse(description: str | None, arguments: Sequence[str] | None) -> Choices:
         ledger=given.ledger or given.all,
         resume=given.resume or given.all,
         changes=given.changes or given.all,
+        proofs=given.proofs or given.all,
         json=given.json,
     )
     if fault := _fault(choices):
@@ -85,9 +87,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROWS} rows, and --index")
     least, distance = ALL_LATENCIES
     everything = (
-        f"--index --latency {least:g},{distance:g} --cold --memory --ledger --resume --changes, and the loop of"
+        f"--index --latency {least:g},{distance:g} --cold --memory --ledger --resume --changes --proofs, and the"
     )
-    parser.add_argument("--all", action="store_true", help=f"{everything} inserts at any number of rows")
+    parser.add_argument("--all", action="store_true", help=f"{everything} loop of inserts at any number of rows")
     index = "build the HNSW index too, which takes minutes a round"
     parser.add_argument("--index", action=argparse.BooleanOptionalAction, help=index)
     latency = "raw pipes and copies once more, both servers so many milliseconds of round trip away by a proxy"
@@ -100,6 +102,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="how much a copy repeats that is killed and run again")
     changes = f"the time of the checks before a copy, and of the pass that brings {CHANGED_ROWS} changed rows"
     parser.add_argument("--changes", action="store_true", help=changes)
+    proofs = "verify and sync: all rows, one in a thousand changed, one in ten changed, and every row different"
+    parser.add_argument("--proofs", action="store_true", help=proofs)
     only = "let only these take turns, by name or pattern (raw-*,copy-2@20ms); an empty list: only studies"
     parser.add_argument("--only", type=_patterns, metavar="NAME[,NAME...]", help=only)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to FILE as JSON")
@@ -115,6 +119,8 @@ def _fault(choices: Choices) -> str | None:
         return f"argument --ledger: wants at least {LEAST_LEDGER_ROWS} rows"
     if choices.changes and choices.rows < LEAST_CHANGES_ROWS:
         return f"argument --changes: wants at least {LEAST_CHANGES_ROWS} rows"
+    if choices.proofs and choices.rows < LEAST_CHANGES_ROWS:
+        return f"argument --proofs: wants at least {LEAST_CHANGES_ROWS} rows"
     known = [name for scene in choices.scenes for name in names(scene)]
     for pattern in choices.only or ():
         if not any(fnmatchcase(name, pattern) for name in known):

@@ -64,6 +64,8 @@ def document(outcome: Outcome) -> dict[str, object]:
         found["resume"] = asdict(resume) | {"repeated_slices": resume.repeated_slices}
     if outcome.changes is not None:
         found["changes"] = asdict(outcome.changes)
+    if (proofs := outcome.proofs) is not None:
+        found["proofs"] = asdict(proofs) | {"rows_per_second": proofs.rows_per_second}
     return found
 
 

@@ -16,7 +16,7 @@ from turns import Result
 # The table that the limits are stated for, and the distance.
 STATED_ROWS, STATED_LATENCY_MS = 200_000, 20
 
-Unit = Literal["ratio", "share", "bytes", "slices"]
+Unit = Literal["ratio", "share", "bytes", "slices", "rows a second"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class Limit:
 
 def limits(outcome: Outcome) -> tuple[Limit, ...]:
     """Return every limit for which the run has figures."""
-    return (*_speeds(outcome.results), *_distances(outcome), *_memory(outcome), *_studies(outcome))
+    return (*_speeds(outcome.results), *_distances(outcome), *_memory(outcome), *_studies(outcome), *_proofs(outcome))
 
 
 def in_words(value: float, unit: Unit) -> str:
@@ -51,6 +51,8 @@ def in_words(value: float, unit: Unit) -> str:
             return size(value)
         case "slices":
             return f"{value:.2f}"
+        case "rows a second":
+            return f"{value:,.0f}"
 
 
 def _named(results: Sequence[Result], *names: str) -> Result | None:
@@ -109,3 +111,20 @@ def _studies(outcome: Outcome) -> Iterator[Limit]:
         passing = changes.pass_seconds / changes.copy_seconds
         what = f"pass over {changes.changed_rows:,} changed rows to the copy"
         yield Limit(what=what, unit="ratio", found=passing, limit=0.10)
+
+
+def _proofs(outcome: Outcome) -> Iterator[Limit]:
+    if (cost := outcome.proofs) is None:
+        return
+
+    def ratio(what: str, found: float, base: float, limit: float) -> Limit:
+        return Limit(what=what, unit="ratio", found=found / base, limit=limit)
+
+    deep = cost.deep_compare_seconds
+    yield ratio("verify of all rows to the copy", cost.verify_seconds, cost.copy_seconds, 0.7)
+    yield ratio(f"sync of {cost.few:,} changed rows to comparing all", cost.sync_seconds, deep, 0.1)
+    yield ratio("verify --incremental after it to comparing all", cost.incremental_seconds, deep, 0.1)
+    yield ratio(f"sync --deep of {cost.few:,} changed rows to comparing all", cost.deep_sync_seconds, deep, 1.3)
+    what = f"changed rows that a sync brings, of {cost.many:,}"
+    yield Limit(what=what, unit="rows a second", found=cost.rows_per_second, limit=8_000, least=True)
+    yield Limit(what="peak memory of verify, every row different", unit="bytes", found=cost.peak_bytes, limit=120e6)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from content import Content
+from proving import ProofCost
 from scenes import Scene
 from studies import LedgerCost, MemoryCase, PassCost, ResumeCost
 from turns import Result
@@ -48,6 +49,7 @@ class Outcome:
     ledger: LedgerCost | None = None
     resume: ResumeCost | None = None
     changes: PassCost | None = None
+    proofs: ProofCost | None = None
 
     @property
     def results(self) -> tuple[Result, ...]:

@@ -10,6 +10,7 @@ from limits import STATED_LATENCY_MS, STATED_ROWS, Limit, in_words, limits
 from outcome import Outcome, Section
 from pipeline.show.figures import size
 from pipeline.wording import counted
+from proving import ProofCost
 from servers import RELEASES
 from studies import LedgerCost, MemoryCase, PassCost, ResumeCost
 
@@ -41,6 +42,8 @@ def print_report(outcome: Outcome) -> None:
         section("Resume", None, *_resume_lines(outcome.resume))
     if outcome.changes is not None:
         section("Changes during the copy", None, *_pass_lines(outcome.changes))
+    if outcome.proofs is not None:
+        section("Verify and sync", None, *_proof_lines(outcome.proofs))
     section("The run", None, *_facts(outcome))
     if found := limits(outcome):
         section("Limits", _limit_table(found), *_stated_lines(outcome))
@@ -121,6 +124,18 @@ def _pass_lines(cost: PassCost) -> list[str]:
         f" then {cost.load_seconds:.2f} s of load.",
         f"The pass that brings {counted(cost.changed_rows, 'changed row')} of {cost.rows:,} took"
         f" {cost.pass_seconds:.2f} s more, one that finds none {cost.quiet_pass_seconds:.2f} s.",
+    ]
+
+
+def _proof_lines(cost: ProofCost) -> list[str]:
+    return [
+        f"A copy took {cost.copy_seconds:.2f} s, a verify of its {cost.rows:,} rows {cost.verify_seconds:.2f} s, one"
+        f" where every row differs {cost.different_seconds:.2f} s; at most {size(cost.peak_bytes)}.",
+        f"By the engine: comparing all rows {cost.deep_compare_seconds:.2f} s; {cost.few:,} changed on legacy, a sync"
+        f" {cost.sync_seconds:.2f} s,",
+        f"verify --incremental {cost.incremental_seconds:.2f} s, sync --deep {cost.deep_sync_seconds:.2f} s.",
+        f"A sync of {cost.many:,} changed rows {cost.many_seconds:.2f} s, the raw upsert of as many"
+        f" {cost.upsert_seconds:.2f} s.",
     ]
 
 

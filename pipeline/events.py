@@ -1,6 +1,7 @@
 """All that the engine can say while it works: frozen events, for consoles, logs and metrics alike."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
 
 Verdict = Literal["pass", "fail", "partial"]
@@ -216,10 +217,62 @@ class CopyDone(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SyncPlanned(Event):
+    """A sync begins: what was touched since a pass found both sides equal is looked at, or everything (None)."""
+
+    table: str
+    source: str
+    target: str
+    since: datetime | None
+    since_kind: str | None
+    rows_estimate: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Differing(Event):
+    """Differences found: kind, key, the columns in which two rows differ, and what a sync would do ("": not asked)."""
+
+    rows: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncDone(Event):
+    """The end of a sync; or, with ``dry``, of a list: then the numbers are of what differs.
+
+    ``kept`` rows stay different because somebody else wrote them, ``foreign`` are rows that only the target
+    has and that stay; ``left`` are the first of both, kind and key. ``settled``: the last pass had nothing to
+    write. ``touched`` keys were looked at by themselves.
+    """
+
+    run: int | None
+    deep: bool
+    dry: bool
+    passes: int
+    touched: int
+    inserted: int
+    updated: int
+    deleted: int
+    kept: int
+    foreign: int
+    left: tuple[tuple[str, tuple[str, ...]], ...]
+    settled: bool
+    equal: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckStarted(Event):
     """A check of verify begins."""
 
     name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared(Event):
+    """So many slices of both sides are summed up."""
+
+    slices_done: int
+    slices: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,3 +284,22 @@ class CheckDone(Event):
     summary: str
     figures: dict[str, object]
     seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyDone(Event):
+    """The end of a verify: what was compared, when, and every check. ``kind`` is full or incremental; times are UTC."""
+
+    verdict: Verdict
+    kind: str
+    source: str
+    target: str
+    source_server: str
+    target_server: str
+    table: str
+    columns: tuple[str, ...]
+    ignored: tuple[str, ...]
+    began: datetime
+    ended: datetime
+    tool_version: str
+    checks: tuple[CheckDone, ...]

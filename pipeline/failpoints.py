@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from pipeline.errors import SettingsError, UnreachableError
 
-# In the order in which a copy passes them.
+# In the order in which a copy passes them; then those of a comparison and of a sync.
 NAMES = (
     "after_lease",
     "in_quarantine",
@@ -28,6 +28,8 @@ NAMES = (
     "before_horizon",
     "in_index_build",
     "before_finish",
+    "after_compared",
+    "before_pass",
 )
 _SYNTAX = re.compile(
     r"(?P<name>\w+)(?::(?P<action>kill|raise|stop|sleep)(?:=(?P<seconds>[0-9.]+))?)?(?:@(?P<passage>[1-9][0-9]*))?"

@@ -247,6 +247,7 @@ _RUN = sa.Table(
     _column("tool_version", _TEXT),
     _column("rows_before", _BIG),
     _column("reconciled_xids", ARRAY(_BIG)),
+    _column("kind", _TEXT),
 )
 sa.Index(
     "run_one_unfinished",
@@ -297,6 +298,7 @@ _VERDICT = sa.Table(
     _column("figures", JSONB()),
     *_moments("at", null=False),
     *_columns("source_horizon target_horizon", _BIG),
+    sa.Column("pass_id", _BIG, sa.ForeignKey("pipeline.pass.id", ondelete="SET NULL"), nullable=True),
 )
 sa.Index(
     "verdict_latest",
@@ -312,6 +314,28 @@ sa.Table(
     _column("k", _INTEGER),
     _column("query", _TEXT),
     _column("answers", JSONB()),
+    *_columns("target_schema target_table origin key text", _TEXT, null=True),
+)
+_PASS = sa.Table(
+    "pass",
+    LEDGER,
+    _identity(),
+    _run_id(null=True),
+    *_columns("kind source_label target_label target_schema target_table fingerprint", _TEXT),
+    *_columns("covered equal", sa.Boolean()),
+    *_columns("source_horizon target_horizon figures", JSONB()),
+    *_moments("at", null=False),
+)
+sa.Index("pass_latest", *(_PASS.c.target_schema, _PASS.c.target_table, _PASS.c.id.desc()))
+sa.Table(
+    "comparison",
+    LEDGER,
+    _identity(),
+    *_columns("source_label target_label target_schema target_table fingerprint", _TEXT),
+    *_columns("source_horizon target_horizon source_slices target_slices", JSONB()),
+    *_columns("source_done target_done", ARRAY(_INTEGER)),
+    *_columns("source_buckets target_buckets", sa.LargeBinary(), null=True),
+    *_moments("began_at at", null=False),
 )
 sa.Table(
     "step",

@@ -9,8 +9,13 @@ DEFAULT_WORKERS = 2
 DEFAULT_SLICE_BYTES = 64 * 1024 * 1024
 DEFAULT_DEADLINE_SECONDS = 60.0
 DEFAULT_STALL_SECONDS = 30.0
-DEFAULT_QUERIES = 10
+DEFAULT_QUERIES = 50
 DEFAULT_K = 10
+# The rungs of verify that can be asked for by name; ``rows`` are counts and digests.
+CHECKS = ("rows", "census", "parity", "recall", "plan", "latency", "application")
+DEFAULT_BUDGET_SECONDS = 60.0
+DEFAULT_MIN_RECALL = 0.9
+DEFAULT_SETTLE_SECONDS = 2.0
 DEFAULT_OLD_TRANSACTION_SECONDS = 300.0
 
 
@@ -42,10 +47,46 @@ class CopyOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyOptions:
-    """How many stored vectors are asked for, and how many neighbours each."""
+    """What verify looks at.
+
+    ``queries`` vectors are asked for, ``k`` neighbours each; each check of search ends after
+    ``budget_seconds``, with as many queries as were reached. The ANN index has to find ``min_recall``
+    (0 to 1) of what exact search finds. ``app_role`` is the role that the application connects as (None:
+    the target's own). ``workers`` read each side; a difference counts if it is still there after
+    ``settle_seconds``. With ``incremental`` only rows are compared that were touched since the last full
+    verdict; with ``restart`` an interrupted comparison is not gone on with. ``checks`` are the names of
+    those that are run (empty: all).
+    """
 
     queries: int = DEFAULT_QUERIES
     k: int = DEFAULT_K
+    budget_seconds: float = DEFAULT_BUDGET_SECONDS
+    min_recall: float = DEFAULT_MIN_RECALL
+    app_role: str | None = None
+    workers: int = 1
+    settle_seconds: float = DEFAULT_SETTLE_SECONDS
+    incremental: bool = False
+    restart: bool = False
+    checks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncOptions:
+    """How to sync, and how to list what a sync would look at.
+
+    With ``deep`` every row is compared, also where it is known what was touched. Rows of the target that
+    somebody else wrote: ``on_conflict`` says what becomes of one with other content than the source's,
+    ``delete`` that those go which only the target has. The other options as for copy and verify.
+    """
+
+    deep: bool = False
+    delete: bool = False
+    on_conflict: OnConflict = "keep"
+    workers: int = 1
+    settle_seconds: float = DEFAULT_SETTLE_SECONDS
+    restart: bool = False
+    deadline_seconds: float = DEFAULT_DEADLINE_SECONDS
+    stall_seconds: float = DEFAULT_STALL_SECONDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,14 +1,22 @@
 """The state of the move as the ledger tells it: runs with their phase and progress, and the last verdicts."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from concurrent.futures import wait
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 
+from pipeline.check.changes import Look, is_written
 from pipeline.endpoints import Endpoint
+from pipeline.errors import PipelineError
 from pipeline.ledger import runs
 from pipeline.ledger.quarantine import SetAside, read_quarantine
 from pipeline.postgres.crew import Crew
 from pipeline.postgres.database import Cursor
-from pipeline.settings import Route
+from pipeline.postgres.tables import describe
+from pipeline.settings import Route, TableMapping
+
+# A state that takes longer than this to be shown is of no use; a side that has not answered by then is not known.
+PATIENCE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,13 +42,27 @@ class RunState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerdictState:
-    """The last verdict of one check on one table."""
+    """The last verdict of one check on one table.
+
+    ``stale`` says that one of the tables was written since; None: not known, as of a side out of reach.
+    """
 
     table: str
     check: str
     verdict: str
     summary: str
     at: datetime
+    stale: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Spoken:
+    """How both tables stood when a check's last verdict was given."""
+
+    table: str
+    check: str
+    source: Look
+    target: Look
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,17 +97,58 @@ def _read_quarantine(crew: Crew, route: Route) -> QuarantineState:
     return QuarantineState(run=None if run is None else run.id, table=route.table.qualified, rows=rows)
 
 
-def read_state(target: Endpoint, limit: int = 5) -> State:
-    """Read the newest runs and the last verdicts from the target's ledger, in one snapshot."""
+def read_state(route: Route, source: Endpoint | None, limit: int = 5) -> State:
+    """Read the newest runs and the last verdicts from the target's ledger, in one snapshot.
+
+    What verdicts speak of is looked at on both sides (one scan of the heap each), to tell whether it was
+    written since; ``source`` is not waited for, and None where it is not known.
+    """
     with Crew() as crew:
-        return crew.call(_read, crew, target, limit)
+        # Asked first: it may be out of reach, and is given as long as the other questions take, and little more.
+        ends = ((route.target, "target"), *([] if source is None else [(source, "source")]))
+        state, spoken = crew.call(_read, crew, route.target, limit)
+        ours = [one for one in spoken if one.table == route.table.qualified]
+        works = [crew.start(_written_since, crew, endpoint, side, route.table, ours) for endpoint, side in ends]
+        wait(works, timeout=PATIENCE_SECONDS)
+        found = [work.result() if work.done() else {} for work in works]
+        if len(ends) == 1:
+            found.append({})
+        return replace(state, verdicts=tuple(_judged(one, found) for one in state.verdicts))
 
 
-def _read(crew: Crew, target: Endpoint, limit: int) -> State:
+def _judged(verdict: VerdictState, found: Sequence[Mapping[str, bool]]) -> VerdictState:
+    """Return a verdict with whether it is stale, by what each side knows of its check."""
+    sides = [known.get(verdict.check) for known in found]
+    stale = True if True in sides else None if None in sides else False
+    return replace(verdict, stale=stale)
+
+
+def _written_since(
+    crew: Crew, endpoint: Endpoint, side: str, mapping: TableMapping, spoken: Sequence[_Spoken]
+) -> dict[str, bool]:
+    """Return by check whether a side's table was written since its verdict; nothing where the side cannot be asked."""
+    known: dict[tuple[int, int | None], bool] = {}
+    found: dict[str, bool] = {}
+    try:
+        with crew.session(endpoint, "status") as session:
+            table = describe(session, mapping)
+            for one in spoken:
+                then = one.source if side == "source" else one.target
+                place = then.horizon, then.recent_sum
+                if place not in known:
+                    known[place] = is_written(session, table, then)
+                found[one.check] = known[place]
+    except PipelineError:
+        return found
+    return found
+
+
+def _read(crew: Crew, target: Endpoint, limit: int) -> tuple[State, list[_Spoken]]:
     with crew.session(target, "status") as session:
         runs.check_revision(session)
         with session.transaction(read_only=True) as cursor:
-            return State(runs=_runs(cursor, limit), verdicts=_verdicts(cursor))
+            verdicts, spoken = _verdicts(cursor)
+            return State(runs=_runs(cursor, limit), verdicts=verdicts), spoken
 
 
 # The lease counts while it has not run out and the session that renews it is there.
@@ -116,14 +179,19 @@ def _runs(cursor: Cursor, limit: int) -> tuple[RunState, ...]:
     return tuple(RunState(**dict(zip(names, row, strict=True))) for row in cursor.fetchall())
 
 
-def _verdicts(cursor: Cursor) -> tuple[VerdictState, ...]:
+def _verdicts(cursor: Cursor) -> tuple[tuple[VerdictState, ...], list[_Spoken]]:
+    """Return the last verdict of each check, and how both tables stood when it was given."""
     cursor.execute(
-        "SELECT DISTINCT ON (target_schema, target_table, check_name) target_schema || '.' || target_table,"
-        " check_name, verdict, figures ->> 'summary', at FROM pipeline.verdict"
-        " ORDER BY target_schema, target_table, check_name, at DESC"
+        "SELECT DISTINCT ON (v.target_schema, v.target_table, v.check_name) v.target_schema || '.' || v.target_table,"
+        " v.check_name, v.verdict, v.figures ->> 'summary', v.at,"
+        " coalesce(p.source_horizon, pg_catalog.jsonb_build_object('horizon', v.source_horizon)),"
+        " coalesce(p.target_horizon, pg_catalog.jsonb_build_object('horizon', v.target_horizon))"
+        " FROM pipeline.verdict v LEFT JOIN pipeline.pass p ON p.id = v.pass_id"
+        " ORDER BY v.target_schema, v.target_table, v.check_name, v.at DESC"
     )
-    found = [
-        VerdictState(table=table, check=check, verdict=verdict, summary=summary or "", at=at)
-        for table, check, verdict, summary, at in cursor.fetchall()
-    ]
-    return tuple(sorted(found, key=lambda verdict: verdict.at))
+    states: list[VerdictState] = []
+    spoken: list[_Spoken] = []
+    for table, check, verdict, summary, at, source, target in cursor.fetchall():
+        states.append(VerdictState(table=table, check=check, verdict=verdict, summary=summary or "", at=at))
+        spoken.append(_Spoken(table=table, check=check, source=Look.from_json(source), target=Look.from_json(target)))
+    return tuple(sorted(states, key=lambda verdict: verdict.at)), spoken

@@ -11,6 +11,7 @@ from pipeline.check.neighbours import norm_sql
 from pipeline.check.preflight import Finding, Severity
 from pipeline.postgres.database import Session, clock
 from pipeline.postgres.tables import Table
+from pipeline.postgres.values import value_sql
 from pipeline.settings import TableMapping
 from pipeline.wording import counted
 
@@ -22,6 +23,8 @@ NORMALISED_WITHIN = 1e-3
 MIXED_SHARE = 0.001
 # Of a column without a dimension, the most frequent ones are named.
 LISTED_DIMENSIONS = 20
+# The norms' quantiles: every 5 %, from the least to the largest.
+QUANTILES = tuple(place / 20 for place in range(21))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +45,8 @@ class Census:
 
     ``zero_norms`` and ``not_finite`` have no direction: a cosine index leaves them out.
     ``duplicate_rows`` counts every row of the ``duplicate_groups`` that share a vector, to the bit.
-    ``norms`` is None where there is no finite vector; ``null_contents`` and ``null_metadata`` are None
-    where the table has no such column.
+    ``norms`` and ``norm_quantiles`` (the lengths at QUANTILES) are None where there is no finite vector;
+    ``null_contents`` and ``null_metadata`` are None where the table has no such column.
     """
 
     rows: int
@@ -52,6 +55,7 @@ class Census:
     not_finite: int
     dimensions: tuple[tuple[int, int], ...]
     norms: Norms | None
+    norm_quantiles: tuple[float, ...] | None
     duplicate_groups: int
     duplicate_rows: int
     null_contents: int | None
@@ -61,20 +65,29 @@ class Census:
 
 def can_take_census(session: Session, table: Table, mapping: TableMapping) -> bool:
     """Return whether the server and the table have what a census reads, and show it to this role."""
-    column = table.column(mapping.embedding)
-    others = [table.column(name) for name in (mapping.content, mapping.metadata)]
-    return (
-        table.extension is not None
-        and table.may_use_schema
-        and not table.row_security
-        and column is not None
-        and column.is_vector
-        and all(one is None or one.may_select for one in (column, *others))
-    )
+    return why_no_census(table, mapping) is None
+
+
+def why_no_census(table: Table, mapping: TableMapping) -> str | None:
+    """Return what keeps this role from a census of the table, or None where nothing does."""
+    if table.extension is None:
+        return "the extension vector is not there"
+    if not table.may_use_schema:
+        return f"the role {table.role} may not use the schema {table.schema}"
+    if table.row_security:
+        return f"row-level security hides rows of {table.qualified} from the role {table.role}"
+    embedding = table.column(mapping.embedding)
+    if embedding is None or not embedding.is_vector:
+        return f"{table.qualified} has no column {mapping.embedding} of vectors"
+    columns = (embedding, table.column(mapping.content), table.column(mapping.metadata))
+    hidden = [column.name for column in columns if column is not None and not column.may_select]
+    if hidden:
+        return f"the role {table.role} may not read {', '.join(hidden)} of {table.qualified}"
+    return None
 
 
 def take_census(session: Session, table: Table, mapping: TableMapping) -> Census:
-    """Read every row once, in one snapshot.
+    """Read every row that is not left out once, in one snapshot; vectors as they are carried.
 
     The server keeps some 40 bytes a row meanwhile, in temporary files beyond its work_mem. Asks for
     ``can_take_census``. Raises PipelineError.
@@ -90,6 +103,7 @@ def take_census(session: Session, table: Table, mapping: TableMapping) -> Census
         not_finite=not_finite,
         dimensions=tuple((dimension, count) for dimension, count in dimensions or ()),
         norms=_norms(percentiles, normalised / finite) if finite else None,
+        norm_quantiles=tuple(percentiles) if finite else None,
         duplicate_groups=groups,
         duplicate_rows=duplicates,
         null_contents=contents,
@@ -99,7 +113,7 @@ def take_census(session: Session, table: Table, mapping: TableMapping) -> Census
 
 
 def _norms(percentiles: Sequence[float], normalised: float) -> Norms:
-    low, p05, median, p95, high = percentiles
+    low, p05, median, p95, high = (percentiles[QUANTILES.index(share)] for share in (0, 0.05, 0.5, 0.95, 1))
     return Norms(minimum=low, p05=p05, median=median, p95=p95, maximum=high, normalised=normalised)
 
 
@@ -113,7 +127,7 @@ g AS (SELECT pg_catalog.count(*) AS n FROM v WHERE NOT no_embedding GROUP BY has
 SELECT pg_catalog.count(*), pg_catalog.count(*) FILTER (WHERE no_embedding),
        pg_catalog.count(*) FILTER (WHERE norm = 0),
        pg_catalog.count(*) FILTER (WHERE norm IN ('NaN', 'Infinity')),
-       pg_catalog.percentile_disc(ARRAY[0, 0.05, 0.5, 0.95, 1]::pg_catalog.float8[])
+       pg_catalog.percentile_disc({quantiles}::pg_catalog.float8[])
            WITHIN GROUP (ORDER BY norm) FILTER (WHERE norm NOT IN ('NaN', 'Infinity')),
        pg_catalog.count(*) FILTER (WHERE pg_catalog.abs(norm - 1) <= {within}),
        (SELECT pg_catalog.count(*) FROM g),
@@ -133,7 +147,8 @@ def _census_sql(table: Table, mapping: TableMapping) -> sql.Composable:
         there = table.column(name) is not None
         counted_nulls[name] = sql.SQL("{} IS NULL").format(sql.Identifier(name)) if there else missing
     return _CENSUS_SQL.format(
-        norm=norm_sql(table, mapping.embedding),
+        norm=_carried_norm_sql(table, mapping.embedding),
+        quantiles=sql.Literal(list(QUANTILES)),
         dimension=dimensions_sql(table, mapping.embedding),
         hash=hash_sql(table, [mapping.embedding]),
         embedding=embedding,
@@ -143,6 +158,17 @@ def _census_sql(table: Table, mapping: TableMapping) -> sql.Composable:
         within=sql.Literal(NORMALISED_WITHIN),
         listed=sql.Literal(LISTED_DIMENSIONS),
     )
+
+
+def _carried_norm_sql(table: Table, embedding: str) -> sql.Composable:
+    """Return the length of the vector as it is carried: with the cast, both sides hold the same numbers."""
+    column = table.column(embedding)
+    assert column is not None and table.extension is not None
+    if column.cast is None:
+        return norm_sql(table, embedding)
+    function = "vector_norm" if column.cast[1] == "vector" else "l2_norm"
+    name = sql.Identifier(table.extension.schema, function)
+    return sql.SQL("{}({})").format(name, value_sql(table, embedding))
 
 
 def check_census(census: Census, name: str) -> tuple[Finding, ...]:

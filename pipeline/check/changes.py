@@ -1,7 +1,8 @@
 """What changed since a horizon: keys by one scan of the heap, and key sums that show deletes."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from psycopg2 import sql
 
@@ -16,19 +17,29 @@ from pipeline.postgres.values import Key, key_texts_sql
 MAX_AGE = 2**31 - 10_000_000
 
 
-def changed_keys(session: Session, table: Table, horizon: int) -> Iterator[list[Key]]:
+def changed_keys(
+    session: Session, table: Table, horizon: int, but: sql.Composable | None = None
+) -> Iterator[list[Key]]:
     """Yield, in batches, the keys of row versions that a pass with this horizon cannot have seen.
 
     The heap is scanned, TOAST is not touched. Inserts and updates of transactions that were open at
-    the horizon are included; a frozen row of wrapped age only makes the answer larger. Raises
-    StatementError where the horizon is too old to be compared with.
+    the horizon are included; a frozen row of wrapped age only makes the answer larger. Rows ``r`` that
+    meet the condition ``but`` are left out. Raises StatementError where the horizon is too old to be
+    compared with.
     """
-    query = sql.SQL("SELECT {} FROM {} WHERE pg_catalog.age(xmin) <= pg_catalog.age({}::pg_catalog.xid)").format(
-        key_texts_sql(table), table.scanned, sql.Literal(str(horizon % 2**32))
+    query = sql.SQL("SELECT {} FROM {} WHERE {}").format(
+        key_texts_sql(table), table.scanned, _since_sql(sql.Literal(str(horizon % 2**32)))
     )
+    if but is not None:
+        query += sql.SQL(" AND NOT ({})").format(but)
     ((now,),) = session.rows(_now_sql(session.version))
     _check_age(session, now, horizon)
     yield from session.stream(query)
+
+
+def _since_sql(xid: sql.Composable) -> sql.Composable:
+    # In a subquery, the horizon's age is found once, and not once a row.
+    return sql.SQL("pg_catalog.age(xmin) <= (SELECT pg_catalog.age({}::pg_catalog.xid))").format(xid)
 
 
 def _now_sql(version: int) -> str:
@@ -49,26 +60,95 @@ def _check_age(session: Session, now: int, horizon: int) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """A source at one moment: its horizon, its heaps' files, its rows, and how many ``changed_keys`` would yield."""
+    """A table at one moment: its horizon, its heaps' files, its rows, and what of them is recent.
+
+    ``recent`` row versions are of transactions at or after the horizon: those that ended a moment ago
+    while an older one was still open; ``recent_sum`` adds up a hash of their keys and transactions.
+    ``changed`` and ``changed_sum`` are the same since the horizon that was asked for. None: not known, as
+    of a view, whose rows have no transactions.
+    """
 
     horizon: int
-    files: tuple[int, ...]
-    rows: int
-    changed: int
+    files: tuple[int, ...] = ()
+    rows: int | None = None
+    recent: int | None = None
+    recent_sum: int | None = None
+    changed: int | None = None
+    changed_sum: int | None = None
+
+    def since(self, before: "Look") -> bool:
+        """Return whether anything was written since an earlier look, which this one was taken with the horizon of.
+
+        A new row version changes the sum, a row that is gone the number of rows.
+        """
+        now = (self.rows, self.changed, self.changed_sum)
+        return None in now or now != (before.rows, before.recent or 0, before.recent_sum or 0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a later pass needs of it, as plain JSON; the sum has more digits than JSON's numbers."""
+        kept = {name: value for name, value in asdict(self).items() if not name.startswith("changed")}
+        return {**kept, "recent_sum": None if self.recent_sum is None else str(self.recent_sum)}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "Look":
+        """Return the look that ``to_json`` wrote."""
+        total = found.get("recent_sum")
+        return cls(
+            horizon=found["horizon"],
+            files=tuple(found.get("files", ())),
+            rows=found.get("rows"),
+            recent=found.get("recent"),
+            recent_sum=None if total is None else int(total),
+        )
 
 
-def look(session: Session, table: Table, horizon: int) -> Look:
-    """Look at a source by one scan of its heap, in one snapshot. Raises StatementError as ``changed_keys``."""
+def look(session: Session, table: Table, since: int | None = None, but: sql.Composable | None = None) -> Look:
+    """Look at a table by one scan of its heap, in one snapshot. Raises StatementError as ``changed_keys``.
+
+    Rows that meet the condition ``but`` count as not changed.
+    """
+    horizon = horizon_sql(session.version)
+    if not table.heaps:
+        ((here,),) = session.rows(horizon)
+        return Look(horizon=here)
+    own = sql.SQL("(SELECT (q.h % 4294967296)::pg_catalog.text FROM ({}) AS q(h))").format(sql.SQL(horizon))
+    asked = own if since is None else sql.SQL("(SELECT {})").format(sql.Literal(str(since % 2**32)))
     count = sql.SQL(
-        "SELECT pg_catalog.count(*),"
-        " pg_catalog.count(*) FILTER (WHERE pg_catalog.age(xmin) <= pg_catalog.age({}::pg_catalog.xid)) FROM {}"
-    ).format(sql.Literal(str(horizon % 2**32)), table.scanned)
-    queries = (horizon_sql(session.version), _now_sql(session.version), HEAPS_SQL, count)
+        "SELECT pg_catalog.count(*), pg_catalog.count(*) FILTER (WHERE {recent}),"
+        " ({sum} FILTER (WHERE {recent}))::pg_catalog.text, pg_catalog.count(*) FILTER (WHERE {changed}),"
+        " ({sum} FILTER (WHERE {changed}))::pg_catalog.text FROM {table}"
+    ).format(
+        recent=_since_sql(own),
+        changed=_since_sql(asked) if but is None else sql.SQL("{} AND NOT ({})").format(_since_sql(asked), but),
+        sum=sql.SQL("pg_catalog.sum(pg_catalog.hashint8extended({}, xmin::pg_catalog.text::pg_catalog.int8))").format(
+            key_hash_sql(table)
+        ),
+        table=table.scanned,
+    )
+    queries = (horizon, _now_sql(session.version), HEAPS_SQL, count)
     with session.transaction(read_only=True, single=True) as cursor:
         names = {"schema": table.schema, "name": table.name}
-        ((here,),), ((now,),), heaps, ((rows, changed),) = gather(cursor, queries, names)
-    _check_age(session, now, horizon)
-    return Look(horizon=here, files=heap_files(heaps), rows=rows, changed=changed)
+        ((here,),), ((now,),), heaps, ((rows, recent, recent_sum, changed, changed_sum),) = gather(
+            cursor, queries, names
+        )
+    _check_age(session, now, here if since is None else since)
+    return Look(
+        horizon=here,
+        files=heap_files(heaps),
+        rows=rows,
+        recent=recent,
+        recent_sum=int(recent_sum or 0),
+        changed=changed,
+        changed_sum=int(changed_sum or 0),
+    )
+
+
+def is_written(session: Session, table: Table, before: Look) -> bool:
+    """Return whether a table was written since a look at it; where only its horizon is known, by new rows alone."""
+    now = look(session, table, before.horizon)
+    if before.rows is None:
+        return now.changed is None or now.changed > 0
+    return now.since(before)
 
 
 def key_sums(session: Session, table: Table) -> BucketMap:

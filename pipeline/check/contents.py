@@ -66,15 +66,23 @@ def unfit_rows(
 
 
 def check_contents(
-    session: Session, source: Table, target: Table, columns: Sequence[str], *, count_keys: bool, set_aside: bool = False
+    session: Session,
+    source: Table,
+    target: Table,
+    columns: Sequence[str],
+    *,
+    count_keys: bool,
+    set_aside: bool = False,
+    unique: bool = True,
 ) -> tuple[Finding, ...]:
     """Count the rows that cannot be carried, and name the first; one scan, and none where no row can be unfit.
 
-    Arguments as for ``unfit_rows``. With ``set_aside`` those that may go to quarantine are not counted.
+    Arguments as for ``unfit_rows``. With ``set_aside`` those that may go to quarantine are not counted; without
+    ``unique`` no key is looked for that occurs twice.
     """
     unfit = unfit_rows(session, source, target, columns, count_keys=count_keys)
     findings = _check_unfit(session, source, [one for one in unfit if not (set_aside and one.may_rest)])
-    if count_keys and not findings:
+    if count_keys and unique and not findings:
         findings += _check_unique(session, source)
     return tuple(findings)
 

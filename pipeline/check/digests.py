@@ -1,4 +1,4 @@
-"""Comparing two tables: bucketed digests on each side at once, and the keys where they differ.
+"""Comparing two tables by the sums of their rows' digests, bucket by bucket.
 
 A row's digest is a hash over the binary forms of all its values as they are carried, in a record:
 neither concatenation, nor trailing blanks, nor the sign of zero, nor a NULL can hide a difference. The
@@ -6,21 +6,19 @@ older of the two servers decides which hash, for both.
 Digests are summed, never combined by XOR, which cancels what occurs twice.
 """
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from psycopg2 import sql
 
 from pipeline.errors import RefusedError
 from pipeline.postgres.database import Session
+from pipeline.postgres.slices import Slice, slice_sql
 from pipeline.postgres.tables import Table
-from pipeline.postgres.values import form_sql, key_texts_sql, value_sql
+from pipeline.postgres.values import form_sql, value_sql
 
 # 4,096 buckets of a million rows hold 244 rows each: few to open, and a map of some hundred kilobytes.
 BUCKETS = 4096
-DifferenceKind = Literal["missing", "extra", "different"]
 # The first version with hash_record_extended, which is the faster hash.
 RECORD_HASH_VERSION = 140000
 # What a copy asks of the two servers. Before 12 a float's text does not give back its bits, and the
@@ -46,6 +44,14 @@ class BucketMap:
         """Return the number of rows whose embedding is not null."""
         return sum(embeddings for _, embeddings, _ in self.buckets.values())
 
+    def plus(self, other: "BucketMap") -> "BucketMap":
+        """Return the map of both maps' rows."""
+        total = dict(self.buckets)
+        for bucket, (rows, filled, digests) in other.buckets.items():
+            before = total.get(bucket, (0, 0, 0))
+            total[bucket] = (before[0] + rows, before[1] + filled, before[2] + digests)
+        return BucketMap(buckets=total)
+
     def differing(self, other: "BucketMap") -> list[int]:
         """Return the buckets in which the two sides differ."""
         return sorted(
@@ -53,19 +59,6 @@ class BucketMap:
             for bucket in self.buckets.keys() | other.buckets.keys()
             if self.buckets.get(bucket) != other.buckets.get(bucket)
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
-    """A key that is missing on the target, extra there, or whose rows differ. ``key`` are its values as texts."""
-
-    kind: DifferenceKind
-    key: tuple[str, ...]
-
-    @property
-    def text(self) -> str:
-        """Return the key as one text, for people."""
-        return ", ".join(self.key)
 
 
 def hash_sql(table: Table, columns: Sequence[str], alias: str | None = None) -> sql.Composable:
@@ -121,71 +114,23 @@ def check_version(session: Session, *, is_target: bool) -> None:
     )
 
 
-def bucket_map(session: Session, table: Table, columns: Sequence[str], embedding: str) -> BucketMap:
-    """Read a side's bucket map: one sequential pass over all content, in one snapshot."""
+def bucket_map(
+    session: Session, table: Table, columns: Sequence[str], embedding: str, part: Slice | None = None
+) -> BucketMap:
+    """Read a side's bucket map, or that of a slice: one sequential pass over all content, in one snapshot.
+
+    Maps of slices add up, so that a comparison spreads over workers, and goes on where it was stopped.
+    """
     query = sql.SQL(
         "SELECT h & {mask}, pg_catalog.count(*), pg_catalog.count(e), pg_catalog.sum(d) FROM"
-        " (SELECT {key} AS h, {row} AS d, {embedding} AS e FROM {table}) q GROUP BY 1"
+        " (SELECT {key} AS h, {row} AS d, {embedding} AS e {rows}) q GROUP BY 1"
     ).format(
         mask=sql.Literal(BUCKETS - 1),
         key=key_hash_sql(table),
         row=hash_sql(table, columns),
         embedding=sql.Identifier(embedding),
-        table=table.scanned,
+        rows=sql.SQL("FROM {}").format(table.scanned) if part is None else slice_sql(table, part),
     )
     return BucketMap(
         buckets={bucket: (rows, filled, int(total)) for bucket, rows, filled, total in session.rows(query)}
     )
-
-
-def open_buckets(
-    source: tuple[Session, Table], target: tuple[Session, Table], columns: Sequence[str], buckets: Sequence[int]
-) -> Iterator[Difference]:
-    """Yield every difference inside the given buckets, in key order, in bounded memory.
-
-    With no ``columns`` only keys are compared, and no other value is read. Both sides sort by the keys'
-    binary forms, which no collation touches, and are merged.
-    """
-    left = _digests(*source, columns, buckets)
-    right = _digests(*target, columns, buckets)
-    # The scan is in the first fetch: on both sides at the same time.
-    with ThreadPoolExecutor(2) as both:
-        mine, theirs = both.map(next, (left, right), (None, None))
-    while mine is not None or theirs is not None:
-        if theirs is None or (mine is not None and mine[0] < theirs[0]):
-            assert mine is not None
-            yield Difference(kind="missing", key=mine[1])
-            mine = next(left, None)
-        elif mine is None or theirs[0] < mine[0]:
-            yield Difference(kind="extra", key=theirs[1])
-            theirs = next(right, None)
-        else:
-            if mine[2] != theirs[2]:
-                yield Difference(kind="different", key=mine[1])
-            mine, theirs = next(left, None), next(right, None)
-
-
-def _digests(
-    session: Session, table: Table, columns: Sequence[str], buckets: Sequence[int]
-) -> Iterator[tuple[bytes, tuple[str, ...], int]]:
-    """Stream (binary key, key as texts, digest) of the rows in some buckets, in the order of the binary key."""
-    binary = sql.SQL(" || ").join(
-        sql.SQL("pg_catalog.int4send(pg_catalog.length({send})) || {send}").format(send=form_sql(table, name))
-        for name in table.key
-    )
-    # Of the hash's own type: only then are the buckets looked up, and not tried one after the other.
-    query = sql.SQL(
-        "SELECT {binary}, {row}, {texts} FROM {table}"
-        " WHERE ({hash} & {mask}) = ANY ({buckets}::pg_catalog.int8[]) ORDER BY 1"
-    ).format(
-        binary=binary,
-        row=hash_sql(table, columns) if columns else sql.SQL("0"),
-        texts=key_texts_sql(table),
-        table=table.scanned,
-        hash=key_hash_sql(table),
-        mask=sql.Literal(BUCKETS - 1),
-        buckets=sql.Literal(list(buckets)),
-    )
-    for batch in session.stream(query):
-        for key_bytes, digest, *key in batch:
-            yield bytes(key_bytes), tuple(key), digest

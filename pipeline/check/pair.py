@@ -40,7 +40,8 @@ def read_pair(
 ) -> Pair:
     """Describe both tables, and check everything that could stand in the way; nothing is written.
 
-    With ``to_write`` the rights that a copy needs on the target are checked too. With ``set_aside`` rows
+    With ``to_write`` the rights that a copy needs on the target are checked too, and that no key occurs twice
+    on the source. With ``set_aside`` rows
     that cannot be carried are left out of the source; else they stand in the way.
 
     Raises RefusedError with all of it.
@@ -53,6 +54,9 @@ def read_pair(
     here, there = replace(here, peer_version=there.version), replace(there, peer_version=here.version)
     names = (source.endpoint.name, target.endpoint.name)
     ignored = route.ignore_columns
+    count_keys = not has_own_key(here, there)
+    if not to_write:
+        here, there = _comparable(here, there, route)
     refuse_if_needed(
         check_tables(
             here,
@@ -67,7 +71,6 @@ def read_pair(
     )
     columns = carried_columns(here, there, ignored)
     carried = replace(carried_as(here, there, columns), key=there.key)
-    count_keys = not has_own_key(here, there)
     unfit: tuple[Unfit, ...] = ()
     if set_aside:
         found = unfit_rows(source, carried, there, columns, count_keys=count_keys)
@@ -78,7 +81,9 @@ def read_pair(
         (
             *(() if set_aside else check_vector_dimensions(source, here, route.table, route.dimensions)),
             *(check_finite(source, here, route.table) if to_write else ()),
-            *check_contents(source, carried, there, columns, count_keys=count_keys, set_aside=set_aside),
+            *check_contents(
+                source, carried, there, columns, count_keys=count_keys, set_aside=set_aside, unique=to_write
+            ),
         )
     )
     return Pair(
@@ -89,3 +94,13 @@ def read_pair(
         horizons=(source_horizon, target_horizon),
         unfit=unfit,
     )
+
+
+def _comparable(here: Table, there: Table, route: Route) -> tuple[Table, Table]:
+    """Return both tables with a key to compare rows by, where one has lost its own: a key that is doubled is found."""
+    if here.kind != "r" or (here.key and there.key):
+        return here, there
+    key = there.key or here.key or (route.table.id,)
+    if any(table.column(name) is None for table in (here, there) for name in key):
+        return here, there
+    return replace(here, key=key), replace(there, key=key)

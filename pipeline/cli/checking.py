@@ -3,6 +3,7 @@
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,10 +15,11 @@ from pipeline.cli.parameters import (
     ignore_option,
     json_option,
     rounding_option,
+    settle_option,
     workers_option,
 )
 from pipeline.errors import EXIT_DIFFERENCES, EXIT_OK, EXIT_REFUSED
-from pipeline.events import CheckDone
+from pipeline.events import VerifyDone
 from pipeline.settings import Settings
 
 
@@ -62,6 +64,18 @@ def preflight(
 @ends_options
 @env_file_option
 @click.option(
+    "--incremental",
+    is_flag=True,
+    help="Compare only the rows that were written, on either side, since both were found equal.",
+)
+@click.option(
+    "--check",
+    "checks",
+    multiple=True,
+    type=click.Choice(options.CHECKS),
+    help="Run this check only; may be given several times. rows: their number, and every byte.",
+)
+@click.option(
     "--queries",
     type=click.IntRange(1, 10_000),
     default=options.DEFAULT_QUERIES,
@@ -71,6 +85,32 @@ def preflight(
 @click.option(
     "--k", type=click.IntRange(1, 1_000), default=options.DEFAULT_K, show_default=True, help="Neighbours of each."
 )
+@click.option(
+    "--budget",
+    type=click.FloatRange(0.001, 86_400),
+    default=options.DEFAULT_BUDGET_SECONDS,
+    show_default=True,
+    metavar="SECONDS",
+    help="End each check of search after this long; it tells how many queries it reached.",
+)
+@click.option(
+    "--min-recall",
+    type=click.FloatRange(0, 1),
+    default=options.DEFAULT_MIN_RECALL,
+    show_default=True,
+    metavar="SHARE",
+    help="What main's ANN index must find, as a mean, of what exact search finds.",
+)
+@click.option("--app-role", metavar="ROLE", help="The role that the application connects to main as.")
+@workers_option("Sessions that read each side while rows are compared.", default=1)
+@settle_option
+@click.option("--restart", is_flag=True, help="Begin an interrupted comparison anew.")
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    metavar="FILE.html",
+    help="Write all of it as one page, with plots, to keep with a change request.",
+)
 @ignore_option
 @rounding_option
 @json_option
@@ -78,26 +118,62 @@ def verify(
     source: str,
     target: str,
     env_file: Path | None,
+    incremental: bool,
+    checks: tuple[str, ...],
     queries: int,
     k: int,
+    budget: float,
+    min_recall: float,
+    app_role: str | None,
+    workers: int,
+    settle: float,
+    restart: bool,
+    report: Path | None,
     ignore_columns: tuple[str, ...],
     rounding: bool,
     as_json: bool,
 ) -> None:
-    """Compare the two sides: counts, every byte of every row, and what search finds.
+    """Prove that both sides are equal, and that search on main finds the same.
 
-    Reads both sides at once and writes nothing but the verdicts, into the ledger on main. Ends with
-    exit code 3 where anything differs.
+    Counts and every byte of every row, what is in the vectors, exact search on both sides, the ANN index
+    against exact search, the plan and the time of the application's query, and whether its role finds the
+    table. Reads both sides at once and writes nothing but the verdicts, into the ledger on main. Ends with
+    exit code 3 where a check does not pass. Interrupted, it goes on where it was.
     """
     from pipeline.check.verify import verify as engine_verify
     from pipeline.show.plain import print_json
     from pipeline.show.tables import print_checks
 
-    route = Settings.load(env_file).route(source, target, ignore_columns, rounding=rounding)
-    results = observed(engine_verify(route, options.VerifyOptions(queries=queries, k=k)), CheckDone)
-    passed = all(result.verdict == "pass" for result in results)
+    settings = Settings.load(env_file)
+    route = settings.route(source, target, ignore_columns, rounding=rounding)
+    chosen = options.VerifyOptions(
+        queries=queries,
+        k=k,
+        budget_seconds=budget,
+        min_recall=min_recall,
+        app_role=app_role,
+        workers=workers,
+        settle_seconds=settle,
+        incremental=incremental,
+        restart=restart,
+        checks=checks,
+    )
+    if report is not None:
+        from pipeline.show.report import check_report_path
+
+        check_report_path(report)
+    (done,) = observed(engine_verify(route, chosen), VerifyDone)
+    if report is not None:
+        from pipeline.show.report import write_report
+
+        write_report(report, done, [(one.variable, one.shown) for one in settings.origins()])
     if as_json:
-        print_json({"verdict": "pass" if passed else "fail", "checks": [asdict(result) for result in results]})
+        print_json(verdict_document(done))
     else:
-        print_checks(results)
-    sys.exit(EXIT_OK if passed else EXIT_DIFFERENCES)
+        print_checks(done.checks)
+    sys.exit(EXIT_OK if done.verdict == "pass" else EXIT_DIFFERENCES)
+
+
+def verdict_document(done: VerifyDone) -> dict[str, Any]:
+    """Return a verify's result as JSON has it: the same as in the report."""
+    return {**asdict(done), "began": done.began.isoformat(), "ended": done.ended.isoformat()}

@@ -11,10 +11,12 @@ from typing import NoReturn
 import click
 
 from pipeline import __version__
+from pipeline.cli.baselines import baseline
 from pipeline.cli.checking import preflight, verify
 from pipeline.cli.copying import copy, quarantine
 from pipeline.cli.looking import search, settings_command, status
 from pipeline.cli.playing import demo
+from pipeline.cli.syncing import diff, sync
 from pipeline.errors import (
     EXIT_ERROR,
     EXIT_INTERRUPTED,
@@ -30,7 +32,8 @@ A move, from the first command to the last:
   alembic upgrade head                     extension, table, index and ledger on main
   pipeline preflight                       every reason that the copy could fail
   pipeline copy --from legacy --to main    move the rows; run it again to go on
-  pipeline verify                          counts, every byte, and what search finds
+  pipeline verify                          every byte, and that search finds the same
+  pipeline sync                            bring what legacy has written since
   pipeline search "some text"              ask main as the application will
 
 \b
@@ -46,7 +49,7 @@ def cli() -> None:
     """Move embeddings between PostgreSQL hosts, and prove that search answers the same."""
 
 
-for _command in (settings_command, preflight, copy, quarantine, verify, status, search, demo):
+for _command in (settings_command, preflight, copy, quarantine, baseline, verify, diff, sync, status, search, demo):
     cli.add_command(_command)
 
 

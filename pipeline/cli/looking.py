@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli.parameters import env_file_option, json_option
+from pipeline.cli.parameters import ends_options, env_file_option, json_option
 from pipeline.errors import SettingsError
 from pipeline.settings import Settings
 
@@ -34,15 +34,24 @@ def settings_command(env_file: Path | None, as_json: bool) -> None:
 
 @click.command()
 @env_file_option
-@click.option("--to", "target", default="main", show_default=True, help="The target: main, or a URL.")
+@ends_options
 @json_option
-def status(env_file: Path | None, target: str, as_json: bool) -> None:
-    """Show runs, their progress, and the last verdicts, from the ledger on main."""
+def status(env_file: Path | None, source: str, target: str, as_json: bool) -> None:
+    """Show runs, their progress, and the last verdicts, from the ledger on main.
+
+    A verdict is stale once one of the tables was written: both sides are asked, legacy only if it answers.
+    """
     from pipeline.show.plain import print_json
     from pipeline.show.tables import print_state
     from pipeline.status import read_state
 
-    state = read_state(Settings.load(env_file).endpoint(target))
+    settings = Settings.load(env_file)
+    try:
+        legacy = settings.endpoint(source)
+    except SettingsError:
+        # The ledger can be read without it.
+        legacy = None
+    state = read_state(settings.route(target, target), legacy)
     if as_json:
         print_json(asdict(state))
     else:

@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import TypeVar
 
@@ -12,8 +12,10 @@ from pipeline.events import Event
 E = TypeVar("E", bound=Event)
 
 
-def observed(events: Generator[Event, None, None], kept: type[E]) -> list[E]:
-    """Show all events, to the end; return those of one kind.
+def observed(
+    events: Generator[Event, None, None], kept: type[E], seen: Callable[[Event], None] = lambda event: None
+) -> list[E]:
+    """Show all events, to the end; return those of one kind. ``seen`` is called with every one.
 
     SIGUSR1 has the state told meanwhile. After a stop (Ctrl-Z) the bars are drawn anew, below.
     """
@@ -34,6 +36,7 @@ def observed(events: Generator[Event, None, None], kept: type[E]) -> list[E]:
         signal.signal(signal.SIGCONT, lambda *_: observer.forget())
         for event in running:
             observer.on(event)
+            seen(event)
             if isinstance(event, kept):
                 found.append(event)
     return found

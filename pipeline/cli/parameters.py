@@ -45,7 +45,18 @@ def ends_options(command: Command) -> Command:
     return _from(_to(command))
 
 
-def workers_option(text: str) -> Callable[[Command], Command]:
+def workers_option(text: str, default: int = options.DEFAULT_WORKERS) -> Callable[[Command], Command]:
     """Return --workers, with what the command does with them."""
-    count = click.IntRange(1, 64)
-    return click.option("--workers", type=count, default=options.DEFAULT_WORKERS, show_default=True, help=text)
+    return click.option("--workers", type=click.IntRange(1, 64), default=default, show_default=True, help=text)
+
+
+def settle_option(command: Command) -> Command:
+    """Add --settle."""
+    return click.option(
+        "--settle",
+        type=click.FloatRange(0, 3600),
+        default=options.DEFAULT_SETTLE_SECONDS,
+        show_default=True,
+        metavar="SECONDS",
+        help="While somebody writes, a difference counts if it is still there after this long.",
+    )(command)

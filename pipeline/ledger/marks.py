@@ -24,8 +24,8 @@ def read_slices(cursor: Cursor, run_id: int) -> tuple[Slice, ...]:
             ordinal=ordinal,
             kind=kind,
             relation=None if relation is None else tuple(relation),
-            lower=_read_bound(lower),
-            upper=_read_bound(upper),
+            lower=read_bound(lower),
+            upper=read_bound(upper),
             rows=rows,
             bytes=size,
         )
@@ -53,19 +53,21 @@ def insert_slices_sql(run: str, slices: Sequence[Slice]) -> sql.Composable:
         # Not pairs: an array of arrays comes apart into single texts.
         schemas=sql.Literal([part.relation and part.relation[0] for part in slices]),
         relations=sql.Literal([part.relation and part.relation[1] for part in slices]),
-        lower=sql.Literal([_written_bound(part.lower) for part in slices]),
-        upper=sql.Literal([_written_bound(part.upper) for part in slices]),
+        lower=sql.Literal([written_bound(part.lower) for part in slices]),
+        upper=sql.Literal([written_bound(part.upper) for part in slices]),
     )
 
 
-def _read_bound(text: str | None) -> Bound:
+def read_bound(text: str | None) -> Bound:
+    """Return a slice's bound as ``written_bound`` wrote it."""
     if text is None:
         return None
     found = json.loads(text)
     return found if isinstance(found, int) else tuple(found)
 
 
-def _written_bound(bound: Bound) -> str | None:
+def written_bound(bound: Bound) -> str | None:
+    """Return a slice's bound as a text: a page's number, or a key's values as a JSON array."""
     return None if bound is None else json.dumps(bound, ensure_ascii=False)
 
 
@@ -123,6 +125,13 @@ def written_sql(run_id: int, alias: str) -> sql.Composable:
         " (SELECT s.xid FROM pipeline.slice s WHERE s.run_id = {run} AND s.xid IS NOT NULL"
         " UNION ALL SELECT pg_catalog.unnest(r.reconciled_xids) FROM pipeline.run r WHERE r.id = {run}) w)"
     ).format(row=sql.Identifier(alias), run=sql.Literal(run_id))
+
+
+def untouched_sql(horizon: int, alias: str) -> sql.Composable:
+    """Return that a row version, by its alias, is older than a horizon of its server."""
+    return sql.SQL("pg_catalog.age({}.xmin) > pg_catalog.age({}::pg_catalog.xid)").format(
+        sql.Identifier(alias), sql.Literal(str(horizon % 2**32))
+    )
 
 
 def defer_index(cursor: Cursor, run_id: int, index: Index) -> None:

@@ -18,7 +18,7 @@ from pipeline.postgres.tables import Table
 from pipeline.settings import TableMapping
 
 # The revision of alembic/versions that this code is written for.
-REVISION = "0005"
+REVISION = "0006"
 # SQLSTATE of a schema and of a table that does not exist.
 _NOT_THERE = frozenset({"3F000", "42P01"})
 
@@ -62,7 +62,7 @@ def check_revision(session: Session) -> None:
             f"{session.label} has no ledger (schema pipeline)",
             "run: alembic upgrade head"
             if session.endpoint.name == "main"
-            else "a target needs one: point DB_* at it, and run: alembic upgrade head",
+            else "a sync makes it by --init-target; else point DB_* at this server, and run: alembic upgrade head",
         ) from error
     found = [version for version, _ in rows]
     if rows != [(REVISION, True)]:
@@ -99,14 +99,17 @@ _RUN_COLUMNS = sql.SQL("""
 """)
 
 
-def latest_run(cursor: Cursor, target: TableMapping) -> Run | None:
-    """Return the unfinished run into a table, else its last finished one; abandoned ones do not count."""
+def latest_run(cursor: Cursor, target: TableMapping, kind: str = "copy") -> Run | None:
+    """Return the unfinished run into a table, else its last finished one; abandoned ones do not count.
+
+    ``kind`` is ``copy``, or ``sync`` for what keeps the books of rows that came by their keys alone.
+    """
     cursor.execute(
         sql.SQL(
             "SELECT {} FROM pipeline.run WHERE target_schema = %s AND target_table = %s AND abandoned_at IS NULL"
-            " ORDER BY finished_at IS NULL DESC, id DESC LIMIT 1"
+            " AND kind = %s ORDER BY finished_at IS NULL DESC, id DESC LIMIT 1"
         ).format(_RUN_COLUMNS),
-        (target.schema, target.table),
+        (target.schema, target.table, kind),
     )
     row = cursor.fetchone()
     return None if row is None else _run(row)
@@ -122,19 +125,26 @@ def create_run(
     slice_bytes: int,
     horizons: tuple[int, int],
     rows_before: int,
+    kind: str = "copy",
 ) -> Run:
     """Record a run and its slices, by one statement. Raises BusyError where another one was recorded just now.
 
-    ``horizons`` are the source's and the target's, taken before anything was read.
+    ``horizons`` are the source's and the target's, taken before anything was read. A run of kind ``sync`` has
+    no slices, and nothing to finish.
     """
     cursor.execute(
         sql.SQL(
             "WITH new AS (INSERT INTO pipeline.run (source_label, target_label, source_system, source_database,"
             " source_schema, source_table, source_oid, target_schema, target_table, target_oid, column_names,"
             " column_types, key_columns, slice_bytes, fingerprint, source_horizon, target_horizon, tool_version,"
-            " rows_before) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+            " rows_before, kind, loaded_at, finished_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s,"
+            " %s, %s, %s, %s, %s, %s, %s, {ended}, {ended})"
             " ON CONFLICT DO NOTHING RETURNING {run}), parts AS ({parts}) SELECT * FROM new"
-        ).format(run=_RUN_COLUMNS, parts=insert_slices_sql("new", slices)),
+        ).format(
+            run=_RUN_COLUMNS,
+            parts=insert_slices_sql("new", slices),
+            ended=sql.SQL("pg_catalog.clock_timestamp()" if kind == "sync" else "NULL"),
+        ),
         (
             *labels,
             source.server.system_identifier,
@@ -153,6 +163,7 @@ def create_run(
             *horizons,
             __version__,
             rows_before,
+            kind,
         ),
     )
     row = cursor.fetchone()
@@ -210,16 +221,24 @@ def mark_loaded(cursor: Cursor, run_id: int) -> None:
     )
 
 
-def mark_finished(cursor: Cursor, run_id: int, generation: int) -> int:
-    """Record the run's end, and give the lease back; return how many rows it brought, by its own books.
+def mark_finished(cursor: Cursor, run_id: int, generation: int, *, covered: bool, equal: bool) -> int:
+    """Record the run's end and its pass, and give the lease back; return how many rows it brought, by its own books.
 
-    Whoever has lost the lease changes nothing.
+    ``covered`` and ``equal`` as of a pass. Whoever has lost the lease changes nothing.
     """
     cursor.execute(
-        "UPDATE pipeline.run r SET finished_at = pg_catalog.clock_timestamp(), lease_owner = NULL,"
-        " lease_backend = NULL, lease_until = NULL WHERE id = %s AND lease_generation = %s RETURNING reconciled_rows"
-        " + (SELECT coalesce(pg_catalog.sum(s.rows), 0) FROM pipeline.slice s WHERE s.run_id = r.id)",
-        (run_id, generation),
+        "WITH done AS (UPDATE pipeline.run SET finished_at = pg_catalog.clock_timestamp(), lease_owner = NULL,"
+        " lease_backend = NULL, lease_until = NULL WHERE id = %s AND lease_generation = %s RETURNING *, reconciled_rows"
+        " + (SELECT coalesce(pg_catalog.sum(s.rows), 0)::pg_catalog.int8 FROM pipeline.slice s"
+        " WHERE s.run_id = run.id) AS rows_brought),"
+        " noted AS (INSERT INTO pipeline.pass (kind, run_id, source_label, target_label, target_schema, target_table,"
+        " fingerprint, covered, equal, source_horizon, target_horizon) SELECT 'copy', id, source_label, target_label,"
+        " target_schema, target_table, fingerprint, %s, %s,"
+        " pg_catalog.jsonb_build_object('horizon', source_horizon),"
+        " pg_catalog.jsonb_build_object('horizon', target_horizon,"
+        " 'rows', CASE WHEN rows_before = 0 THEN rows_brought END) FROM done)"
+        " SELECT rows_brought FROM done",
+        (run_id, generation, covered, equal),
     )
     row = cursor.fetchone()
     return 0 if row is None else int(row[0])

@@ -8,14 +8,19 @@ from pipeline.postgres.tables import Table
 
 
 def record_verdict(
-    cursor: Cursor, result: CheckDone, target: Table, labels: tuple[str, str], horizons: tuple[int, int]
+    cursor: Cursor,
+    result: CheckDone,
+    target: Table,
+    labels: tuple[str, str],
+    horizons: tuple[int, int],
+    number: int | None,
 ) -> None:
-    """Store a check's verdict with the horizons that it speaks of."""
+    """Store a check's verdict with the horizons that it speaks of, and the pass that it was given in."""
     cursor.execute(
         "INSERT INTO pipeline.verdict (run_id, source_label, target_label, target_schema, target_table,"
-        " check_name, verdict, figures, source_horizon, target_horizon)"
+        " check_name, verdict, figures, source_horizon, target_horizon, pass_id)"
         " VALUES ((SELECT pg_catalog.max(id) FROM pipeline.run WHERE target_schema = %s AND target_table = %s),"
-        " %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+        " %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
         (
             target.schema,
             target.name,
@@ -26,5 +31,6 @@ def record_verdict(
             result.verdict,
             json.dumps({"summary": result.summary, "seconds": round(result.seconds, 3), **result.figures}),
             *horizons,
+            number,
         ),
     )

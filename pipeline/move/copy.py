@@ -75,7 +75,7 @@ def _run(crew: Crew, job: Job, lease: Lease, options: CopyOptions, started: floa
         yield from _settle(crew, job, lease, options, seen, passes)
     quarantined = yield from _set_aside(crew, job, lease, options, told=quarantined)
     lease.leave()
-    rows, refused = step("closing the books", partial(_finish, lease))
+    rows, refused = step("closing the books", partial(_finish, lease, options, passes[-1]))
     yield from refused
     yield CopyDone(
         run=job.run.id,
@@ -186,17 +186,25 @@ def _analyze(session: Session, job: Job) -> list[Event]:
     ]
 
 
-def _finish(lease: Lease, session: Session, job: Job) -> tuple[int, list[Event]]:
+def _finish(
+    lease: Lease, options: CopyOptions, last: Reconciled, session: Session, job: Job
+) -> tuple[int, list[Event]]:
     """Move the sequences behind the rows that came with values of their own, and close the run.
 
-    Returns how many rows it brought, and warnings of sequences that this role may not set.
+    The last pass tells whether both sides were equal there, for a sync that goes on from it. Returns how many
+    rows the run brought, and warnings of sequences that this role may not set.
     """
     failpoint("before_finish")
+    # Which rows were kept, a run that went on does not know any more.
+    kept = options.on_conflict == "keep" and job.run.rows_before and (job.existing is None or job.existing.different)
+    covered = last.upserted + last.deleted == 0 and not kept
     with session.transaction(read_only=True, single=True) as cursor:
         sequences = read_sequences(cursor, job.pair.target)
     with session.transaction(single=not sequences) as cursor:
         refused = set_sequences(cursor, job.pair.target, sequences)
-        rows = runs.mark_finished(cursor, job.run.id, lease.generation)
+        rows = runs.mark_finished(
+            cursor, job.run.id, lease.generation, covered=covered, equal=covered and not last.foreign
+        )
         leases.check_guard(cursor)
     return rows, [
         Warned(

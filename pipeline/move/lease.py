@@ -163,5 +163,5 @@ def end_lapsed_generations(session: Session) -> None:
     session.rows(
         "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a"
         " JOIN pipeline.run r ON a.application_name = 'pipeline run ' || r.id || '.' || r.lease_generation"
-        " WHERE r.finished_at IS NULL AND r.lease_until < pg_catalog.clock_timestamp()"
+        " WHERE r.lease_until < pg_catalog.clock_timestamp()"
     )

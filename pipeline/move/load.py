@@ -12,7 +12,7 @@ from pipeline.failpoints import failpoint
 from pipeline.ledger import leases, marks
 from pipeline.move.lease import Lease
 from pipeline.move.plan import Job
-from pipeline.move.reconcile import STAGE, create_stage, upsert_from_stage
+from pipeline.move.reconcile import STAGE, Policy, create_stage, upsert_from_stage
 from pipeline.move.relay import Relayed, Sender, Stream, insert_sql, relay, select_sql
 from pipeline.move.retry import with_retries
 from pipeline.options import CopyOptions
@@ -265,7 +265,8 @@ def _carry_again(
             query = select_sql(job.pair.source, job.pair.columns, part)
             carried = relay(source, query, target, cursor, insert_sql(STAGE, job.pair.columns), tally.add_bytes)
             with target.patient():
-                inserted, _ = upsert_from_stage(cursor, job.pair, target.label, job.run.id, options.on_conflict)
+                policy = Policy(on_conflict=options.on_conflict)
+                inserted, _ = upsert_from_stage(cursor, job.pair, target.label, job.run.id, policy)
             marks.finish_slice(cursor, job.run.id, part, inserted, carried.bytes, number + 1)
             failpoint("before_commit")
             return Relayed(rows=inserted, bytes=carried.bytes), number

@@ -13,7 +13,7 @@ from pipeline.ledger import leases, runs
 from pipeline.ledger.quarantine import SetAside, add_to_quarantine, clear_quarantine, read_quarantine
 from pipeline.move.lease import Lease
 from pipeline.move.plan import Job
-from pipeline.move.reconcile import Outcome, reconcile
+from pipeline.move.reconcile import Outcome, Policy, reconcile
 from pipeline.options import CopyOptions, OnConflict
 from pipeline.postgres.columns import Column
 from pipeline.postgres.crew import Crew
@@ -112,7 +112,7 @@ def _retry(crew: Crew, job: Job, lease: Lease, rows: tuple[SetAside, ...], on_co
         for first in range(0, len(rows), BATCH_KEYS):
             crew.check()
             keys = [row.key for row in rows[first : first + BATCH_KEYS]]
-            total = total.plus(reconcile(source, target, job.pair, keys, lease, on_conflict))
+            total = total.plus(reconcile(source, target, job.pair, keys, lease, Policy(on_conflict=on_conflict)))
         set_aside(crew, job, lease)
         with target.transaction(read_only=True, single=True) as cursor:
             left = {row.key for row in read_quarantine(cursor, job.run.id)}

@@ -8,20 +8,21 @@ from itertools import islice
 from psycopg2 import sql
 
 from pipeline.check.changes import changed_keys, key_sums, look
-from pipeline.check.digests import bucket_map, open_buckets
+from pipeline.check.differences import open_buckets
+from pipeline.check.digests import bucket_map
 from pipeline.events import Reconciled, Warned
 from pipeline.failpoints import failpoint
 from pipeline.ledger import leases, runs
 from pipeline.ledger.marks import written_sql
 from pipeline.move.lease import Lease
 from pipeline.move.plan import Job
-from pipeline.move.reconcile import Outcome, reconcile
+from pipeline.move.reconcile import Outcome, Policy, keys_that, reconcile
 from pipeline.move.retry import with_retries
 from pipeline.options import CopyOptions
 from pipeline.postgres.crew import Crew
 from pipeline.postgres.database import Session, clock
 from pipeline.postgres.facts import gather, horizon_sql
-from pipeline.postgres.values import Key, key_texts_sql, keys_sql, same_key_sql
+from pipeline.postgres.values import Key
 from pipeline.wording import counted
 
 # A source with a steady writer never holds still; after this many passes the next command goes on.
@@ -93,7 +94,7 @@ def _pass(crew: Crew, job: Job, lease: Lease, options: CopyOptions, since: int, 
                 for keys in find(crew, job, (source, target, judge), since, this):
                     crew.check()
                     this.found += len(keys)
-                    done = reconcile(reader, judge, job.pair, keys, lease, options.on_conflict)
+                    done = reconcile(reader, judge, job.pair, keys, lease, Policy(on_conflict=options.on_conflict))
                     this.outcome = this.outcome.plus(done)
         failpoint("before_horizon")
         with target.transaction(single=True) as cursor:
@@ -165,21 +166,8 @@ def _keys_in_buckets(
     found = open_buckets((source, job.pair.source), (target, job.pair.target), columns, buckets)
     while batch := list(islice(found, BATCH_KEYS)):
         extra = [difference.key for difference in batch if difference.kind == "extra"]
-        own = _written_by_run(judge, job, extra) if extra else set()
+        own = keys_that(judge, job.pair.target, extra, written_sql(job.run.id, "t")) if extra else set()
         this.foreign += len(extra) - len(own)
         keys = [one.key for one in batch if one.kind != "extra" or one.key in own]
         if keys:
             yield keys
-
-
-def _written_by_run(session: Session, job: Job, keys: Sequence[Key]) -> set[Key]:
-    """Return which of the target's rows of these keys the run wrote."""
-    table = job.pair.target
-    query = sql.SQL("SELECT {} FROM {} JOIN {} ON {} WHERE {}").format(
-        key_texts_sql(table, "t"),
-        table.rows_sql("t"),
-        keys_sql(table, keys),
-        same_key_sql(table, "t", "k"),
-        written_sql(job.run.id, "t"),
-    )
-    return {tuple(row) for row in session.rows(query)}

@@ -76,6 +76,10 @@ class Board:
                 self._begin("finishing", now)
             case events.CheckStarted():
                 self._begin(f"checking {event.name}", now)
+            case events.SyncPlanned():
+                self._begin("comparing" if event.since is None else "looking at what was written since", now)
+            case events.Compared():
+                self._fraction = event.slices_done / max(1, event.slices)
             case events.CheckDone():
                 self._begin("at work", now)
 

@@ -74,18 +74,52 @@ def print_checks(results: Sequence[CheckDone]) -> None:
     print_text("")
     print_text(f"verdict: fail ({', '.join(failed)})" if failed else "verdict: pass")
     for result in results:
-        keys = result.figures.get("keys")
-        if isinstance(keys, list) and keys:
-            total = result.figures.get("differing_rows")
-            print_text("")
-            title = f"differing keys ({len(keys)} of {total:,}):" if isinstance(total, int) else "differing keys:"
-            print_text(title)
-            print_table(("difference", "key"), [(str(k["kind"]), str(k["key"])) for k in keys])
-        disagreements = result.figures.get("disagreements")
-        if isinstance(disagreements, list) and disagreements:
-            print_text("")
-            print_text("queries answered differently:")
-            print_table(("query", "reason"), [(str(d["query"]), str(d["reason"])) for d in disagreements])
+        _print_keys(result)
+        _print_disagreements(result)
+    _print_advice(results)
+
+
+def _records(result: CheckDone, name: str) -> list[dict[str, object]]:
+    """Return a figure that is a list of records; a check that has none has an empty one."""
+    found = result.figures.get(name)
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+def _print_keys(result: CheckDone) -> None:
+    keys = _records(result, "keys")
+    if not keys:
+        return
+    total = result.figures.get("differing_rows")
+    print_text("")
+    print_text(f"differing keys ({len(keys)} of {total:,}):" if isinstance(total, int) else "differing keys:")
+    rows = []
+    for one in keys:
+        columns = one.get("columns")
+        rows.append((str(one["kind"]), str(one["key"]), ", ".join(columns) if isinstance(columns, list) else ""))
+    print_table(("difference", "key", "in"), rows)
+
+
+def _print_disagreements(result: CheckDone) -> None:
+    disagreements = _records(result, "disagreements")
+    if disagreements:
+        print_text("")
+        print_text("queries answered differently:")
+        print_table(("query", "reason"), [(str(d["query"]), str(d["reason"])) for d in disagreements])
+
+
+def _print_advice(results: Sequence[CheckDone]) -> None:
+    """Print what checks have noticed beside their verdicts: facts, and what to type."""
+    lines = []
+    for result in results:
+        for one in _records(result, "findings"):
+            hint = f" ({one['hint']})" if one.get("hint") else ""
+            lines.append(f"{result.name}, {one['severity']}: {one['fact']}{hint}")
+        advice = result.figures.get("advice")
+        lines += [f"{result.name}, note: {text}" for text in advice] if isinstance(advice, list) else []
+    if lines:
+        print_text("")
+        for line in lines:
+            print_text(line)
 
 
 def print_state(state: State) -> None:
@@ -126,8 +160,17 @@ def print_state(state: State) -> None:
         print_text("")
         print_table(
             ("check", "verdict", "what was found", "at"),
-            [(v.check, v.verdict, v.summary, moment(v.at)) for v in state.verdicts],
+            [
+                (v.check, f"{v.verdict}, stale" if v.stale else v.verdict, v.summary, moment(v.at))
+                for v in state.verdicts
+            ],
         )
+        if any(verdict.stale for verdict in state.verdicts):
+            print_text(
+                "\nstale: one of the tables was written since. next: pipeline verify --incremental, or all of it"
+            )
+        elif any(verdict.stale is None for verdict in state.verdicts):
+            print_text("\nwhether the tables were written since is not known: a side did not answer, or does not tell")
 
 
 def _indexes(run: RunState) -> str:

@@ -32,9 +32,11 @@ def event_line(event: events.Event) -> str | None:
             )
         case events.Reconciled() if event.upserted or event.deleted:
             return (
-                f"pass {event.number}: {counted(event.changed, 'row')} changed on the source meanwhile;"
-                f" {event.upserted:,} written, {event.deleted:,} deleted"
+                f"pass {event.number}: {counted(event.changed, 'changed row')}, {event.upserted:,} written,"
+                f" {event.deleted:,} deleted"
             )
+        case events.SyncPlanned():
+            return _sync_planned(event)
         case events.IndexBuilt():
             return f"index {event.name} is built again, in {duration(event.seconds)}"
     return None
@@ -50,6 +52,15 @@ def _planned(event: events.Planned) -> str:
     else:
         what = f"goes on: {event.table}, {weighs}, all done before; what follows the load is left"
     return f"run {event.run} {what}\n  from {event.source}\n  to   {event.target}"
+
+
+def _sync_planned(event: events.SyncPlanned) -> str:
+    what = (
+        "every row is compared"
+        if event.since is None
+        else f"rows written since the {event.since_kind} of {event.since:%Y-%m-%d %H:%M:%S}Z are looked at"
+    )
+    return f"{event.table}: {what}\n  from {event.source}\n  to   {event.target}"
 
 
 def _found_rows(event: events.FoundRows) -> str:
@@ -107,6 +118,45 @@ def _changes(done: events.CopyDone) -> str:
     if done.rows_before:
         return f"{changes}; at the last pass nothing was left to bring."
     return f"{changes}; source and target were equal at the last pass."
+
+
+def sync_summary(done: events.SyncDone) -> str:
+    """Return the last words of a sync, of its dry run, or of a list of differences."""
+    looked = "all rows were compared" if done.deep else f"{counted(done.touched, 'row')} written since were looked at"
+    if done.dry:
+        if done.equal:
+            return f"nothing differs: {looked}, in {duration(done.seconds)}."
+        return (
+            f"{counted(done.touched, 'row')} differ: {done.inserted:,} missing on the target, {done.deleted:,} only"
+            f" there, {done.updated:,} with other content; looked for in {duration(done.seconds)}.\n"
+            "next: pipeline sync"
+        )
+    wrote = [
+        *([f"{done.inserted:,} added"] if done.inserted else []),
+        *([f"{done.updated:,} written over"] if done.updated else []),
+        *([f"{done.deleted:,} deleted"] if done.deleted else []),
+    ]
+    lines = [
+        f"{', '.join(wrote)}: {looked}, in {duration(done.seconds)}."
+        if wrote
+        else f"nothing to write: {looked}, in {duration(done.seconds)}."
+    ]
+    if done.kept:
+        lines.append(
+            f"left different, written by somebody else: {counted(done.kept, 'row')} of the target."
+            " To take the source's: pipeline sync --on-conflict overwrite"
+        )
+    if done.foreign:
+        lines.append(
+            f"left alone, brought by no run: {counted(done.foreign, 'row')} that only the target has."
+            " To delete: pipeline sync --delete"
+        )
+    lines += [f"  {kind}  {', '.join(key)}" for kind, key in done.left]
+    if not done.settled:
+        lines.append("the source still changes: run pipeline sync again, once its writers are quiet for the last time")
+    elif done.equal:
+        lines.append("source and target were equal at the last pass.\nnext: pipeline verify --incremental")
+    return "\n".join(lines)
 
 
 def preview_lines(plan: events.Previewed, workers: int) -> str:

@@ -44,6 +44,12 @@ LIMITS = {
     "slices repeated after a kill, 2 workers",
     "checks and plan in a copy's time",
     "pass over 250 changed rows to the copy",
+    "verify of all rows to the copy",
+    "sync of 5 changed rows to comparing all",
+    "verify --incremental after it to comparing all",
+    "sync --deep of 5 changed rows to comparing all",
+    "changed rows that a sync brings, of 50",
+    "peak memory of verify, every row different",
 }
 PASSAGES = [
     Passage(
@@ -82,7 +88,7 @@ def start_bench(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
 @pytest.fixture(scope="module")
 def run() -> Iterator[tuple[Any, str]]:
     """Run the benchmark once, with everything that it can do; yield its JSON and what it printed."""
-    studies = ("--memory", "--ledger", "--resume", "--changes")
+    studies = ("--memory", "--ledger", "--resume", "--changes", "--proofs")
     scenes = ("--only", ONLY, "--latency", "5", "--cold")
     with tempfile.TemporaryDirectory(prefix="pipeline-test-bench-") as name:
         folder = Path(name)
@@ -183,6 +189,9 @@ def test_bench_measures_memory_slices_a_resume_and_a_pass(run: tuple[Any, str]) 
     assert 0 < changes["before_seconds"] + changes["load_seconds"] < changes["copy_seconds"]
     assert changes["quiet_pass_seconds"] > 0
     assert changes["pass_seconds"] > 0
+    proofs = report["proofs"]
+    assert (proofs["rows"], proofs["few"], proofs["many"]) == (ROWS, 5, 50)
+    assert all(value > 0 for value in proofs.values())
     assert "changed rows of 500" in out
 
 

@@ -118,6 +118,23 @@ def test_whole_move_goes_through_poolers(full: Bench, through: dict[str, str]) -
     assert run["phase"] == "done"
 
 
+def test_proofs_and_sync_go_through_poolers(full: Bench, through: dict[str, str]) -> None:
+    pipeline("baseline", "capture", env=through).expect(0)
+    pipeline("copy", env=through).expect(0)
+    full.legacy.execute(
+        "UPDATE public.embeddings SET content = 'new' WHERE id = md5('row1')::uuid;"
+        "DELETE FROM public.embeddings WHERE id = md5('row2')::uuid"
+    )
+    assert len(pipeline("diff", env=through).expect(3).out.splitlines()) == 2
+    done = pipeline("sync", "--json", env=through).expect(0).json["sync"]
+    assert (done["deep"], done["updated"], done["deleted"], done["equal"]) == (False, 1, 1, True)
+    assert content(full.main) == content(full.legacy)
+    pipeline("verify", "--incremental", env=through).expect(0)
+    assert pipeline("sync", "--deep", "--json", env=through).expect(0).json["sync"]["equal"]
+    found = pipeline("verify", "--json", env=through).expect(0).json
+    assert [check["verdict"] for check in found["checks"]] == ["pass"] * len(found["checks"])
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_copy_through_poolers_goes_on_where_it_was_ended(
     number: signal.Signals, full: Bench, through: dict[str, str], start_through: Callable[..., "subprocess.Popen[str]"]

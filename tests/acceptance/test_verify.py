@@ -1,38 +1,14 @@
 """Verify finds what was planted, names it, and says nothing where nothing is."""
 
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.data import TABLE_SQL, fill, load
-from tests.support import Database, Outcome, environment, pipeline, run
-
-# One row of the set, fixed: the changes below are made to it on main.
-PLANTED = {
-    "one float changed": (
-        "different",
-        "UPDATE public.embeddings SET embedding = (SELECT array_agg(CASE WHEN place = 100 THEN x + 1e-6 ELSE x END"
-        " ORDER BY place) FROM unnest(embedding::real[]) WITH ORDINALITY AS u(x, place))::vector WHERE id = %s",
-    ),
-    "zero became minus zero": (
-        "different",
-        "UPDATE public.embeddings SET embedding = (SELECT array_agg(CASE WHEN x = 0 THEN '-0'::real ELSE x END"
-        " ORDER BY place) FROM unnest(embedding::real[]) WITH ORDINALITY AS u(x, place))::vector WHERE id = %s",
-    ),
-    "trailing blank": ("different", "UPDATE public.embeddings SET content = content || ' ' WHERE id = %s"),
-    "metadata number": (
-        "different",
-        """UPDATE public.embeddings SET metadata = metadata || '{"price": 1.1}' WHERE id = %s""",
-    ),
-    "row missing": ("missing", "DELETE FROM public.embeddings WHERE id = %s"),
-    "row extra": (
-        "extra",
-        "INSERT INTO public.embeddings (id, content, metadata, embedding)"
-        " SELECT '00000000-0000-4000-8000-000000000001', content, metadata, embedding FROM public.embeddings"
-        " WHERE id = %s",
-    ),
-    "null for empty text": ("different", "UPDATE public.embeddings SET content = NULL WHERE id = %s"),
-}
+from tests.data import TABLE_SQL, fill, fill_generated, load
+from tests.support import CANARY, Database, Outcome, environment, pipeline, run, start
 
 
 @pytest.fixture
@@ -55,32 +31,17 @@ def verified(
     yield main, env, key
 
 
-def test_every_planted_difference_is_found_with_its_key(verified: tuple[Database, dict[str, str], str]) -> None:
-    main, env, key = verified
-    rows = main.value("SELECT count(*) FROM public.embeddings")
-    for name, (kind, statement) in PLANTED.items():
-        main.execute("CREATE TABLE public.kept AS SELECT * FROM public.embeddings WHERE id = %s", key)
-        before = main.value("SELECT vector_send(embedding)::text || content FROM public.embeddings WHERE id = %s", key)
-        main.execute(statement, key)
-        found = verify(env).expect(3).json
-        checks = {check["name"]: check for check in found["checks"]}
-        planted = key if kind != "extra" else "00000000-0000-4000-8000-000000000001"
-        assert checks["digests"]["figures"]["keys"] == [{"kind": kind, "key": planted}], name
-        assert checks["digests"]["figures"]["differing_rows"] == 1, name
-        assert found["verdict"] == "fail", name
-        plain = pipeline("verify", env=env).expect(3)
-        assert planted in plain.out, name
-        main.execute("DELETE FROM public.embeddings WHERE id IN (%s, %s)", key, planted)
-        main.execute("INSERT INTO public.embeddings SELECT * FROM public.kept")
-        main.execute("DROP TABLE public.kept")
-        after = main.value("SELECT vector_send(embedding)::text || content FROM public.embeddings WHERE id = %s", key)
-        assert before == after
-        assert main.value("SELECT count(*) FROM public.embeddings") == rows
-    verify(env).expect(0)
-
-
 def verify(env: dict[str, str], *more: str) -> Outcome:
     return pipeline("verify", "--json", *more, env=env)
+
+
+# What of the ladder a test of rows asks for.
+ROWS = ("--check", "rows", "--check", "parity")
+LADDER = ["counts", "digests", "census", "parity", "recall", "plan", "latency", "application"]
+
+
+def checks_of(outcome: Outcome) -> dict[str, Any]:
+    return {check["name"]: check for check in outcome.json["checks"]}
 
 
 def test_first_20_of_many_differing_keys_are_listed_and_all_counted(
@@ -88,10 +49,12 @@ def test_first_20_of_many_differing_keys_are_listed_and_all_counted(
 ) -> None:
     main, env, _ = verified
     main.execute("UPDATE public.embeddings SET content = content || '!'")
-    figures = verify(env).expect(3).json["checks"][1]["figures"]
+    figures = verify(env, "--check", "rows").expect(3).json["checks"][1]["figures"]
     assert figures["differing_rows"] == main.value("SELECT count(*) FROM public.embeddings")
     listed = [entry["key"] for entry in figures["keys"]]
     assert len(listed) == 20
+    assert figures["columns"] == {"content": figures["differing_rows"]}
+    assert sum(figures["places"]["different"]) == figures["differing_rows"]
     assert listed == [key for (key,) in main.rows("SELECT id::text FROM public.embeddings ORDER BY id LIMIT 20")]
 
 
@@ -103,7 +66,7 @@ def test_swapped_vectors_fail_the_digests_and_the_parity(verified: tuple[Databas
         " UPDATE public.embeddings AS a SET embedding = b.embedding FROM numbered AS me"
         " JOIN numbered AS b ON b.n = me.n % me.total + 1 WHERE a.id = me.id"
     )
-    checks = {check["name"]: check for check in verify(env).expect(3).json["checks"]}
+    checks = checks_of(verify(env, *ROWS).expect(3))
     assert (checks["counts"]["verdict"], checks["digests"]["verdict"], checks["parity"]["verdict"]) == (
         "pass",
         "fail",
@@ -123,7 +86,7 @@ def test_null_and_zero_vectors_pass_and_are_no_neighbours(
     main = new_database("18", main_template(768))
     env = environment(legacy=legacy, main=main)
     pipeline("copy", env=env).expect(0)
-    checks = {check["name"]: check for check in verify(env, "--queries", "200", "--k", "200").expect(0).json["checks"]}
+    checks = checks_of(verify(env, *ROWS, "--queries", "200", "--k", "200").expect(0))
     assert checks["counts"]["figures"]["target_embeddings"] == len(data.rows) - 1
     # Every vector but the two is asked for.
     assert checks["parity"]["figures"]["queries"] == len(data.rows) - 2
@@ -136,18 +99,129 @@ def test_empty_table_is_copied_and_verified(legacy: Database, main: Database) ->
     verify(env).expect(0)
 
 
-def test_verdicts_are_kept_and_status_shows_the_last_of_each(verified: tuple[Database, dict[str, str], str]) -> None:
-    main, env, key = verified
-    verify(env).expect(0)
-    main.execute("DELETE FROM public.embeddings WHERE id = %s", key)
-    verify(env).expect(3)
-    kept = main.rows("SELECT check_name, verdict FROM pipeline.verdict ORDER BY id")
-    assert kept == [
-        *(("counts", "pass"), ("digests", "pass"), ("parity", "pass")),
-        *(("counts", "fail"), ("digests", "fail"), ("parity", kept[-1][1])),
+def test_whole_ladder_is_climbed_and_its_verdicts_are_kept(verified: tuple[Database, dict[str, str], str]) -> None:
+    main, env, _ = verified
+    found = verify(env).expect(0).json
+    assert [check["name"] for check in found["checks"]] == LADDER
+    assert (found["verdict"], found["kind"], found["schema_version"]) == ("pass", "full", 1)
+    assert main.rows("SELECT check_name, verdict FROM pipeline.verdict ORDER BY id") == [
+        (name, "pass") for name in LADDER
     ]
-    verdicts = pipeline("status", "--json", env=env).expect(0).json["verdicts"]
-    assert [verdict["verdict"] for verdict in verdicts] == ["fail", "fail", kept[-1][1]]
+    assert main.value("SELECT count(DISTINCT pass_id) FROM pipeline.verdict") == 1
+    plain = pipeline("verify", env=env).expect(0)
+    assert "verdict: pass" in plain.out and all(name in plain.out for name in LADDER)
+
+
+def test_status_shows_the_last_verdict_of_each_and_which_are_stale(
+    legacy: Database, verified: tuple[Database, dict[str, str], str]
+) -> None:
+    main, env, key = verified
+    verify(env, *ROWS).expect(0)
+    assert stale(env) == {"counts": False, "digests": False, "parity": False}
+    # On either side, in every way: a write, a deletion, and a deletion beside an insertion.
+    for database in (main, legacy):
+        database.execute("UPDATE public.embeddings SET content = content WHERE id = %s", key)
+        assert set(stale(env).values()) == {True}
+        assert "stale" in pipeline("status", env=env).expect(0).out
+        verify(env, "--incremental").expect(0)
+        verify(env, "--check", "parity").expect(0)
+        assert set(stale(env).values()) == {False}
+    main.execute("DELETE FROM public.embeddings WHERE id = %s", key)
+    assert stale(env)["digests"] is True
+    verify(env, *ROWS).expect(3)
+    verdicts = {
+        one["check"]: one["verdict"] for one in pipeline("status", "--json", env=env).expect(0).json["verdicts"]
+    }
+    assert (verdicts["counts"], verdicts["digests"]) == ("fail", "fail")
+    unreachable = pipeline("status", "--json", env=env | {"PGVECTOR_PORT": "1"}).expect(0).json["verdicts"]
+    assert {one["stale"] for one in unreachable} == {None}
+
+
+def stale(env: dict[str, str]) -> dict[str, bool | None]:
+    found = pipeline("status", "--json", env=env).expect(0).json["verdicts"]
+    return {one["check"]: one["stale"] for one in found}
+
+
+def test_incremental_verify_compares_what_was_touched_on_either_side(
+    legacy: Database, verified: tuple[Database, dict[str, str], str]
+) -> None:
+    main, env, key = verified
+    # The copy's own last pass found both sides equal: that is enough to go on from.
+    assert verify(env, "--incremental").expect(0).json["checks"][1]["figures"]["renews"]["kind"] == "copy"
+    main.execute("DELETE FROM pipeline.pass")
+    refused = pipeline("verify", "--incremental", env=env).expect(4)
+    assert "no pass has found" in refused.err and "pipeline verify" in refused.err
+    rows = main.value("SELECT count(*) FROM public.embeddings")
+    verify(env, "--check", "rows").expect(0)
+    done = verify(env, "--incremental").expect(0).json
+    assert (done["kind"], [check["name"] for check in done["checks"]]) == ("incremental", ["counts", "digests"])
+    assert done["checks"][1]["figures"]["rows"] == 0
+    legacy.execute("UPDATE public.embeddings SET content = 'new' WHERE id = %s", key)
+    main.execute("UPDATE public.embeddings SET content = content WHERE id <> %s AND metadata IS NOT NULL", key)
+    figures = checks_of(verify(env, "--incremental").expect(3))["digests"]["figures"]
+    assert (figures["differing_rows"], figures["keys"][0]["key"], figures["columns"]) == (1, key, {"content": 1})
+    assert 1 < figures["rows"] <= rows
+    main.execute("UPDATE public.embeddings SET content = 'new' WHERE id = %s", key)
+    verify(env, "--incremental").expect(0)
+    main.execute("DELETE FROM public.embeddings WHERE id = %s", key)
+    checks = checks_of(verify(env, "--incremental").expect(3))
+    assert (checks["counts"]["verdict"], checks["digests"]["figures"]["missing_rows"]) == ("fail", 1)
+    # A verdict that failed is nothing to go on from: still the last that passed.
+    assert checks_of(verify(env, "--incremental").expect(3))["digests"]["figures"]["missing_rows"] == 1
+
+
+def test_interrupted_comparison_goes_on_where_it_was(legacy: Database, main: Database) -> None:
+    fill_generated(legacy, 40_000)
+    env = environment(legacy=legacy, main=main)
+    pipeline("copy", env=env).expect(0)
+    # Longer than the ledger waits to be told, then killed: the second slice is never summed up.
+    stopped = {"PIPELINE_TESTING": "1", "PIPELINE_FAILPOINT": "after_compared:sleep=30@2"}
+    process = start("verify", "--check", "rows", env=env | stopped)
+    deadline = time.monotonic() + 60
+    while not main.value("SELECT count(*) FROM pipeline.comparison"):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    process.kill()
+    process.communicate()
+    ((source, target),) = main.rows(
+        "SELECT cardinality(source_done), cardinality(target_done) FROM pipeline.comparison"
+    )
+    assert source + target > 0
+    # Written meanwhile, before and behind the place where it was: still found.
+    main.execute("UPDATE public.embeddings SET content = 'x' WHERE id IN (md5('row1')::uuid, md5('row40000')::uuid)")
+    figures = checks_of(verify(env, "--check", "rows", "--settle", "0").expect(3))["digests"]["figures"]
+    assert (figures["different_rows"], figures["differing_rows"]) == (2, 2)
+    assert main.value("SELECT count(*) FROM pipeline.comparison") == 0
+
+
+def test_difference_that_is_on_its_way_does_not_count(
+    legacy: Database, verified: tuple[Database, dict[str, str], str]
+) -> None:
+    main, env, key = verified
+    held = {"PIPELINE_TESTING": "1", "PIPELINE_FAILPOINT": "after_compared:sleep=2"}
+    process = start("verify", "--json", "--check", "rows", "--settle", "4", env=env | held)
+    deadline = time.monotonic() + 20
+    sleeping = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%hash_record%' AND pid <> pg_backend_pid()"
+    while not main.value(sleeping):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    # After both sides' horizons; on legacy first, and on main later than the comparison, as a follower would.
+    legacy.execute("UPDATE public.embeddings SET content = 'on its way' WHERE id = %s", key)
+    time.sleep(3)
+    main.execute("UPDATE public.embeddings SET content = 'on its way' WHERE id = %s", key)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, out + err
+
+
+def test_report_is_one_page_with_every_check(verified: tuple[Database, dict[str, str], str], tmp_path: Path) -> None:
+    _, env, _ = verified
+    report = tmp_path / "report.html"
+    pipeline("verify", "--report", str(report), env=env).expect(0)
+    page = report.read_text(encoding="utf-8")
+    assert all(name in page for name in LADDER)
+    assert CANARY not in page and "<script" not in page
+    refused = pipeline("verify", "--report", str(tmp_path / "none" / "report.html"), env=env).expect(2)
+    assert "none" in refused.err
 
 
 def test_verify_writes_nothing_but_its_verdicts(
@@ -161,7 +235,7 @@ def test_verify_writes_nothing_but_its_verdicts(
     before = state(legacy), state(main), main.value("SELECT count(*) FROM pg_class")
     verify(env).expect(0)
     assert (state(legacy), state(main), main.value("SELECT count(*) FROM pg_class")) == before
-    assert main.value("SELECT count(*) FROM pipeline.verdict") == 3
+    assert main.value("SELECT count(*) FROM pipeline.verdict") == len(LADDER)
 
 
 def test_old_legacy_and_extension_in_another_schema_agree(

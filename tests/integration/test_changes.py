@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from pipeline.check.changes import changed_keys, key_sums, look
-from pipeline.check.digests import open_buckets
+from pipeline.check.differences import open_buckets
 from pipeline.endpoints import Endpoint, Secret
 from pipeline.errors import StatementError
 from pipeline.postgres.database import Session
@@ -43,7 +43,7 @@ def found(session: Session, table: Table, since: int) -> set[str]:
     return {key for batch in changed_keys(session, table, since) for (key,) in batch}
 
 
-def counts(session: Session, table: Table, since: int) -> tuple[int, int]:
+def counts(session: Session, table: Table, since: int) -> tuple[int | None, int | None]:
     seen = look(session, table, since)
     return seen.rows, seen.changed
 

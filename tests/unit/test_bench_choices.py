@@ -32,7 +32,7 @@ def test_usual_run_leaves_out_what_takes_minutes(parse: Parse) -> None:
     choices = parse()
     assert (choices.rows, choices.rounds) == (200_000, 3)
     assert wanted(choices) == [*LOADS, "verify"]
-    assert not (choices.memory or choices.ledger or choices.resume or choices.changes)
+    assert not (choices.memory or choices.ledger or choices.resume or choices.changes or choices.proofs)
 
 
 def test_quick_run_has_the_loop_and_the_index(parse: Parse) -> None:
@@ -51,6 +51,7 @@ def test_all_is_everything_in_every_scene(parse: Parse) -> None:
     assert choices.ledger
     assert choices.resume
     assert choices.changes
+    assert choices.proofs
     assert "copy-2@5ms" in wanted(parse("--all", "--latency", "5"))
 
 
@@ -74,6 +75,7 @@ def test_only_takes_names_and_patterns(parse: Parse) -> None:
         (("--latency", "-1"), "'-1' is not a number from 0 to 10000"),
         (("--latency", "0,nan"), "'nan' is not a number from 0 to 10000"),
         (("--changes", "--rows", "9"), "argument --changes: wants at least 10 rows"),
+        (("--proofs", "--rows", "9"), "argument --proofs: wants at least 10 rows"),
         (("--all", "--rows", "499"), "argument --ledger: wants at least 500 rows"),
         (("--only", "copy-3"), "argument --only: 'copy-3' is none of raw-1, raw-2,"),
         (("--only", "copy-2@20ms"), "argument --only: 'copy-2@20ms' is none of"),

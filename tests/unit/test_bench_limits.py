@@ -137,6 +137,33 @@ def test_studies_have_their_limits(module: Modules) -> None:
     assert found["pass over 1,000 changed rows to the copy"].found == pytest.approx(0.06)
 
 
+def test_proofs_have_their_limits(module: Modules) -> None:
+    cost = module("proving").ProofCost(
+        rows=200_000,
+        few=200,
+        many=20_000,
+        copy_seconds=5.0,
+        verify_seconds=3.0,
+        deep_compare_seconds=2.5,
+        sync_seconds=0.3,
+        incremental_seconds=0.1,
+        deep_sync_seconds=3.0,
+        many_seconds=2.0,
+        upsert_seconds=2.0,
+        peak_bytes=80_000_000,
+        different_seconds=4.0,
+    )
+    found = found_limits(module, proofs=cost)
+    assert {what: (one.found, one.is_kept) for what, one in found.items()} == {
+        "verify of all rows to the copy": (pytest.approx(0.6), True),
+        "sync of 200 changed rows to comparing all": (pytest.approx(0.12), False),
+        "verify --incremental after it to comparing all": (pytest.approx(0.04), True),
+        "sync --deep of 200 changed rows to comparing all": (pytest.approx(1.2), True),
+        "changed rows that a sync brings, of 20,000": (10_000, True),
+        "peak memory of verify, every row different": (80_000_000, True),
+    }
+
+
 def test_report_and_document_say_the_same(module: Modules, capsys: pytest.CaptureFixture[str]) -> None:
     run = outcome(module, near(module, copy_seconds=5.2))
     module("report").print_report(run)

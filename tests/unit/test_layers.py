@@ -32,18 +32,19 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "status": SETTINGS | {"postgres", "ledger", "check", "move", "cutover"},
     "search": SETTINGS,
     "migration": SETTINGS | {"postgres", "search"},
+    "install": SETTINGS | {"postgres"},
     "show": frozenset({"wording", "errors", "events", "settings", "check", "status", "search"}),
     "demo": SETTINGS,
-    "cli": SETTINGS | {"postgres", "ledger", "check", "move", "cutover", "status", "search", "show", "demo"},
+    "cli": SETTINGS | {"postgres", "ledger", "check", "move", "cutover", "status", "search", "show", "demo", "install"},
     "__main__": frozenset({"cli"}),
     "alembic": SETTINGS | {"postgres", "search", "migration"},
 }
 # Where each library may be imported: parts, or modules by their path.
 WALLS: Mapping[str, frozenset[str]] = {
     "psycopg2": frozenset({"postgres", "ledger", "check", "move", "cutover", "migration", "demo", "alembic"}),
-    "sqlalchemy": frozenset({"search", "migration", "alembic"}),
+    "sqlalchemy": frozenset({"search", "migration", "install", "alembic"}),
     "pgvector": frozenset({"search", "migration", "alembic"}),
-    "alembic": frozenset({"migration", "alembic"}),
+    "alembic": frozenset({"migration", "install", "alembic"}),
     "click": frozenset({"cli"}),
     "rich": frozenset({"show"}),
     "structlog": frozenset({"show"}),

@@ -51,3 +51,23 @@ def test_what_a_search_would_notice_is_a_difference(
     found = disagreement(QUERY, answer(*left), answer(*right))
     assert found is not None
     assert reason in found.reason
+
+
+def test_tolerance_grows_with_distances_above_one() -> None:
+    far = answer(("a", 0.0), ("b", 5_000.0))
+    assert disagreement(QUERY, far, answer(("a", 0.0), ("b", 5_000.004))) is None
+    found = disagreement(QUERY, far, answer(("a", 0.0), ("b", 5_000.006)))
+    assert found is not None
+    assert "rank 2" in found.reason
+    # Inner product is negative.
+    assert disagreement(QUERY, answer(("a", -90.0)), answer(("a", -90.00008))) is None
+    assert disagreement(QUERY, answer(("a", -90.0)), answer(("a", -90.0001))) is not None
+
+
+def test_infinite_distances_are_equal_to_themselves_and_to_nothing_else() -> None:
+    endless = answer(("a", 0.0), ("b", float("inf")))
+    assert disagreement(QUERY, endless, endless) is None
+    for one, other in ((endless, answer(("a", 0.0), ("b", 3.0))), (answer(("a", 0.0), ("b", 3.0)), endless)):
+        found = disagreement(QUERY, one, other)
+        assert found is not None
+        assert "rank 2" in found.reason

@@ -1,6 +1,7 @@
 """Figures, events and errors in words: units, plurals, and nothing that a terminal would obey."""
 
 from dataclasses import is_dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline import events
 from pipeline.errors import PipelineError, RefusedError
 from pipeline.show.figures import duration, printable, rate, size, time_left
-from pipeline.show.words import copy_summary, error_lines, event_line, preview_lines
+from pipeline.show.words import copy_summary, error_lines, event_line, preview_lines, sync_summary
 from pipeline.wording import counted
 
 PLANNED = events.Planned(
@@ -156,7 +157,7 @@ def test_every_event_has_words_or_none() -> None:
     silent = {
         *("Previewed", "Event", "Progress", "WorkerProgress", "SliceDone", "IndexProgress", "CopyDone"),
         *("CheckStarted", "CheckDone"),
-        "Retried",
+        *("Retried", "Compared", "VerifyDone", "Differing", "SyncDone"),
     }
     kinds = {name for name, kind in vars(events).items() if is_dataclass(kind) and kind.__module__ == events.__name__}
     spoken = {
@@ -173,7 +174,18 @@ def test_every_event_has_words_or_none() -> None:
         events.Loaded(rows=1, bytes=2_000_000, seconds=4): "loaded 1 row, 2.0 MB in 4.0 s (500 kB/s)",
         events.Reconciled(
             number=2, changed=3, upserted=2, deleted=1, foreign=0, seconds=0.1
-        ): "pass 2: 3 rows changed on the source meanwhile; 2 written, 1 deleted",
+        ): "pass 2: 3 changed rows, 2 written, 1 deleted",
+        events.SyncPlanned(
+            table="public.embeddings", source="a", target="b", since=None, since_kind=None, rows_estimate=5
+        ): "public.embeddings: every row is compared\n  from a\n  to   b",
+        events.SyncPlanned(
+            table="t",
+            source="a",
+            target="b",
+            since=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+            since_kind="copy",
+            rows_estimate=5,
+        ): "t: rows written since the copy of 2026-01-02 03:04:05Z are looked at\n  from a\n  to   b",
         events.IndexBuilt(name="by_vector", seconds=61): "index by_vector is built again, in 1 min 01 s",
     }
     assert {event: event_line(event) for event in spoken} == spoken
@@ -297,3 +309,55 @@ def test_plan_of_a_table_without_statistics_tells_no_rows_and_no_time() -> None:
     assert "goes on with run 4" in text
     assert "1 left of 3, 96.0 MB, by 1 worker" in text
     assert "nothing to do: run 4" in previewed(run=4, finished=True)
+
+
+SYNCED = events.SyncDone(
+    run=1,
+    deep=False,
+    dry=False,
+    passes=1,
+    touched=3,
+    inserted=1,
+    updated=1,
+    deleted=1,
+    kept=0,
+    foreign=0,
+    left=(),
+    settled=True,
+    equal=True,
+    seconds=0.2,
+)
+
+
+def test_sync_says_what_it_wrote_and_what_it_left() -> None:
+    assert sync_summary(SYNCED).splitlines() == [
+        "1 added, 1 written over, 1 deleted: 3 rows written since were looked at, in 0.2 s.",
+        "source and target were equal at the last pass.",
+        "next: pipeline verify --incremental",
+    ]
+    left = replace(
+        SYNCED,
+        deep=True,
+        inserted=0,
+        updated=0,
+        deleted=0,
+        kept=2,
+        foreign=1,
+        equal=False,
+        left=(("extra", ("a", "b")),),
+    )
+    assert sync_summary(left).splitlines() == [
+        "nothing to write: all rows were compared, in 0.2 s.",
+        "left different, written by somebody else: 2 rows of the target."
+        " To take the source's: pipeline sync --on-conflict overwrite",
+        "left alone, brought by no run: 1 row that only the target has. To delete: pipeline sync --delete",
+        "  extra  a, b",
+    ]
+    assert "still changes" in sync_summary(replace(SYNCED, settled=False, equal=False))
+
+
+def test_list_of_differences_ends_with_their_numbers() -> None:
+    assert sync_summary(replace(SYNCED, dry=True, equal=False)).startswith(
+        "3 rows differ: 1 missing on the target, 1 only there, 1 with other content"
+    )
+    assert sync_summary(replace(SYNCED, dry=True, touched=0)).startswith("nothing differs")

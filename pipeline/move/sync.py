@@ -1,0 +1,217 @@
+"""Sync: the target made equal to the source, by what was touched since both were equal, or by what differs at all."""
+
+from collections.abc import Generator
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from pipeline.check.changes import Look, look
+from pipeline.check.finding import Base, can_be_touched, find_all, touched_keys
+from pipeline.events import Event, Reconciled, SyncDone
+from pipeline.failpoints import failpoint
+from pipeline.ledger import leases, runs
+from pipeline.ledger.marks import written_sql
+from pipeline.ledger.passes import record_pass
+from pipeline.move.bringing import Bringers, bringing
+from pipeline.move.lease import Lease
+from pipeline.move.reconcile import Outcome
+from pipeline.move.retry import with_retries
+from pipeline.move.sync_plan import SyncJob, planned, policy_of, prepare_sync
+from pipeline.options import SyncOptions
+from pipeline.postgres.crew import Crew
+from pipeline.postgres.database import Session, clock
+from pipeline.settings import Route
+
+# A source with a steady writer never holds still; after this many passes the next command goes on.
+MAX_PASSES = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pass:
+    """One pass: how both tables stood before it, what it did, and how many keys it looked at by themselves.
+
+    ``whole`` says that it saw every row that only the target has.
+    """
+
+    looks: tuple[Look, Look]
+    outcome: Outcome
+    touched: int
+    whole: bool
+
+
+@dataclass(slots=True, kw_only=True)
+class _Done:
+    """What all passes have done, and how both tables stood before the last one."""
+
+    looks: tuple[Look, Look] | None = None
+    outcome: Outcome = field(default_factory=Outcome)
+    foreign: int = 0
+    passes: int = 0
+    touched: int = 0
+    settled: bool = False
+
+    @property
+    def covered(self) -> bool:
+        """Return whether every row of the source stands on the target, equal."""
+        return self.settled and not self.outcome.kept
+
+    def add(self, one: _Pass) -> None:
+        """Count a pass."""
+        self.passes += 1
+        self.touched += one.touched
+        self.outcome = self.outcome.plus(one.outcome)
+        self.looks = one.looks
+        self.settled = not one.outcome.written
+        if one.whole:
+            self.foreign = one.outcome.foreign
+
+
+def sync(route: Route, options: SyncOptions) -> Generator[Event, None, None]:
+    """Make the target's rows equal to the source's; end with SyncDone.
+
+    What it was that somebody else wrote on the target goes by the options, and what stays is told. Closing
+    the generator stops the work within two seconds; what was committed stays, and the next sync goes on.
+    Raises PipelineError.
+    """
+    started = clock()
+    with Crew(options.stall_seconds) as crew:
+        job = crew.call(prepare_sync, crew, route, options, to_write=True)
+        yield planned(job)
+        assert job.run is not None
+        lease = Lease(crew, route.target, job.run, options.deadline_seconds)
+        work = crew.start(_passes, crew, job, lease, options)
+        yield from crew.follow([work], guards=[lease.future])
+        done = work.result()
+        lease.release()
+        yield _done(job, job.run, done, clock() - started)
+
+
+def _passes(crew: Crew, job: SyncJob, lease: Lease, options: SyncOptions) -> _Done:
+    """Reconcile, pass by pass, until one has nothing to write; record how it ended."""
+    done, base = _Done(), job.base
+    while done.passes < MAX_PASSES and not done.settled:
+        started = clock()
+        work = partial(_pass, crew, job, lease, options, base)
+        this = with_retries(crew, "the pass over both sides", options.deadline_seconds, work)
+        done.add(this)
+        crew.emit(
+            Reconciled(
+                number=done.passes,
+                changed=this.touched,
+                upserted=this.outcome.inserted + this.outcome.updated,
+                deleted=this.outcome.deleted,
+                foreign=this.outcome.foreign,
+                seconds=clock() - started,
+            )
+        )
+        if not can_be_touched(job.pair):
+            continue
+        base = Base(source=this.looks[0], target=this.looks[1], own=written_sql(lease.run_id, "r"))
+        if not done.settled and (quiet := _quiet(crew, job, base, this.outcome)) is not None:
+            done.looks, done.settled = quiet, True
+    failpoint("before_pass")
+    with_retries(crew, "closing the books", options.deadline_seconds, partial(_record, crew, job, lease, done))
+    return done
+
+
+def _pass(crew: Crew, job: SyncJob, lease: Lease, options: SyncOptions, base: Base | None, _attempt: int) -> _Pass:
+    """Reconcile what differs, or what was touched since the base."""
+    ends = (job.route.source, lease.purpose), (job.route.target, lease.purpose)
+    with bringing(crew, job.route, job.pair, lease, policy_of(job, options)) as bringers:
+        if base is None:
+            looks = find_all(
+                crew,
+                job.route,
+                job.pair,
+                lambda batch: bringers.bring([one.key for one in batch]),
+                workers=options.workers,
+                settle=0.0,
+                restart=options.restart,
+                kept=True,
+                own=written_sql(lease.run_id, "r"),
+            ).horizons
+        else:
+            with crew.together(*ends) as (here, there):
+                looks = _look(crew, job, (here, there), base)
+                same_keys = partial(_same_keys, base, looks, bringers)
+                for keys in touched_keys(crew, job.pair, (here, there), base, looks, same_keys):
+                    bringers.bring(keys)
+    whole = base is None or not (base.exact and base.still(looks))
+    return _Pass(looks=looks, outcome=bringers.outcome, touched=bringers.touched, whole=whole)
+
+
+def _same_keys(base: Base, looks: tuple[Look, Look], bringers: Bringers) -> bool:
+    """Return whether the numbers of rows alone prove that both sides have the same keys, once all changes are brought.
+
+    The keys were the same at the base, and nobody else wrote on the target since. Then the target has those,
+    and the new ones; the source has no others, and lacks some only if it has fewer rows.
+    """
+    here, there = looks
+    outcome = bringers.settle()
+    nobody = (there.rows, there.changed, there.changed_sum) == (
+        base.target.rows,
+        base.target.recent or 0,
+        base.target.recent_sum or 0,
+    )
+    if not (base.exact and nobody) or outcome.deleted or outcome.foreign or there.rows is None:
+        return False
+    return here.rows == there.rows + outcome.inserted
+
+
+def _look(crew: Crew, job: SyncJob, sessions: tuple[Session, Session], base: Base) -> tuple[Look, Look]:
+    return crew.beside(
+        partial(look, sessions[0], job.pair.source, base.source.horizon),
+        partial(look, sessions[1], job.pair.target, base.target.horizon, base.own),
+    )
+
+
+def _quiet(crew: Crew, job: SyncJob, base: Base, outcome: Outcome) -> tuple[Look, Look] | None:
+    """Look at both tables again; return how they stand if nobody but this sync wrote since the pass began, else None.
+
+    Then what the pass has found was all, and another one would find nothing.
+    """
+    ends = (job.route.source, "sync"), (job.route.target, "sync")
+    with crew.together(*ends) as (source, target):
+        here, there = _look(crew, job, (source, target), base)
+    expected = base.target
+    if expected.rows is not None:
+        expected = replace(expected, rows=expected.rows + outcome.inserted - outcome.deleted)
+    return None if here.since(base.source) or there.since(expected) else (here, there)
+
+
+def _record(crew: Crew, job: SyncJob, lease: Lease, done: _Done, _attempt: int) -> None:
+    """Write the pass down, in a transaction that the lease guards."""
+    assert done.looks is not None
+    with crew.session(job.route.target, lease.purpose) as session, session.transaction(then=lease.guard) as cursor:
+        leases.check_guard(cursor)
+        record_pass(
+            cursor,
+            "sync",
+            lease.run_id,
+            job.route.labels,
+            job.route.table,
+            job.fingerprint,
+            (done.looks[0].to_json(), done.looks[1].to_json()),
+            covered=done.covered,
+            equal=done.covered and not done.foreign,
+            figures={"passes": done.passes, "foreign_rows": done.foreign},
+        )
+
+
+def _done(job: SyncJob, run: runs.Run, done: _Done, seconds: float) -> SyncDone:
+    outcome = done.outcome
+    return SyncDone(
+        run=run.id,
+        deep=job.base is None,
+        dry=False,
+        passes=done.passes,
+        touched=done.touched,
+        inserted=outcome.inserted,
+        updated=outcome.updated,
+        deleted=outcome.deleted,
+        kept=outcome.kept,
+        foreign=done.foreign,
+        left=outcome.left,
+        settled=done.settled,
+        equal=done.covered and not done.foreign,
+        seconds=seconds,
+    )

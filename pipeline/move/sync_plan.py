@@ -1,0 +1,135 @@
+"""Before a sync: both tables, the run that keeps its books, and where both sides were last known to be equal."""
+
+from dataclasses import dataclass, replace
+
+from pipeline.check.changes import Look
+from pipeline.check.finding import Base, can_be_touched
+from pipeline.check.pair import Pair, read_pair
+from pipeline.errors import RefusedError
+from pipeline.events import SyncPlanned
+from pipeline.ledger import runs
+from pipeline.ledger.marks import written_sql
+from pipeline.ledger.passes import Pass, latest_pass
+from pipeline.ledger.quarantine import count_quarantine
+from pipeline.move.reconcile import Policy
+from pipeline.options import SyncOptions
+from pipeline.postgres.crew import Crew
+from pipeline.postgres.database import Session
+from pipeline.settings import Route
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncJob:
+    """What a sync is about. ``base`` is where both sides were equal; None: everything has to be compared."""
+
+    route: Route
+    pair: Pair
+    run: runs.Run | None
+    base: Base | None
+    before: Pass | None
+
+    @property
+    def fingerprint(self) -> str:
+        """Return what binds a pass to these tables and columns."""
+        return runs.fingerprint(self.pair.source, self.pair.target, self.pair.columns)
+
+
+def prepare_sync(crew: Crew, route: Route, options: SyncOptions, *, to_write: bool, dry: bool = False) -> SyncJob:
+    """Read both tables and the ledger; record the run that keeps the books of a first sync, unless it is a dry one."""
+    with crew.together((route.source, "sync"), (route.target, "sync")) as (source, target):
+        runs.check_revision(target)
+        with target.transaction(read_only=True) as cursor:
+            run = runs.latest_run(cursor, route.table)
+            if run is not None and run.finished is None:
+                raise RefusedError(
+                    f"run {run.id} into {target.label}'s {route.table.qualified} is not finished",
+                    "run: pipeline copy, to its end",
+                )
+            set_aside = run is not None and count_quarantine(cursor, run.id) > 0
+        pair = read_pair(crew, source, target, route, to_write=to_write, set_aside=set_aside)
+        run = _books(target, route, pair, run, dry=dry)
+        before = None if options.deep or not can_be_touched(pair) else _last_pass(source, target, route, pair)
+    return SyncJob(route=route, pair=pair, run=run, base=_base(before, run), before=before)
+
+
+def _books(target: Session, route: Route, pair: Pair, run: runs.Run | None, *, dry: bool) -> runs.Run | None:
+    """Return the run that brought the target's rows: a copy from this very source, or that of an earlier sync."""
+    bound = runs.fingerprint(pair.source, pair.target, pair.columns)
+    if run is not None and run.fingerprint == bound:
+        return run
+    with target.transaction() as cursor:
+        run = runs.latest_run(cursor, route.table, "sync")
+        if dry or (run is not None and run.fingerprint == bound):
+            return None if run is None or run.fingerprint != bound else run
+        return runs.create_run(
+            cursor,
+            pair.source,
+            pair.target,
+            route.labels,
+            pair.columns,
+            (),
+            0,
+            pair.horizons,
+            0,
+            "sync",
+        )
+
+
+def _last_pass(source: Session, target: Session, route: Route, pair: Pair) -> Pass | None:
+    """Return the last pass that found both sides equal, by the target's ledger, else by the source's, turned round."""
+    bound = runs.fingerprint(pair.source, pair.target, pair.columns)
+    with target.transaction(read_only=True, single=True) as cursor:
+        found = latest_pass(cursor, route.table, bound)
+    if found is not None or not _has_passes(source):
+        return found
+    turned = runs.fingerprint(pair.target, pair.source, pair.columns)
+    with source.transaction(read_only=True, single=True) as cursor:
+        found = latest_pass(cursor, route.table, turned)
+    if found is None:
+        return None
+    return replace(found, run=None, source_horizon=found.target_horizon, target_horizon=found.source_horizon)
+
+
+def _has_passes(session: Session) -> bool:
+    ((found,),) = session.rows(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = 'pipeline' AND c.relname = 'pass' AND pg_catalog.has_table_privilege(c.oid, 'SELECT')"
+        " AND pg_catalog.has_schema_privilege(n.oid, 'USAGE'))"
+    )
+    return bool(found)
+
+
+def _base(before: Pass | None, run: runs.Run | None) -> Base | None:
+    if before is None:
+        return None
+    return Base(
+        source=Look.from_json(before.source_horizon),
+        target=Look.from_json(before.target_horizon),
+        own=None if run is None else written_sql(run.id, "r"),
+        exact=before.equal,
+    )
+
+
+def policy_of(job: SyncJob, options: SyncOptions) -> Policy:
+    """Return what becomes of the target's rows that somebody else wrote."""
+    # Of a row that only the target had then, nothing is known to be equal.
+    known = job.base is not None and job.base.exact
+    return Policy(
+        on_conflict=options.on_conflict,
+        equal_at=job.base.target.horizon if known and job.base is not None else None,
+        delete=options.delete,
+        told=True,
+    )
+
+
+def planned(job: SyncJob) -> SyncPlanned:
+    """Return the event that a sync begins with."""
+    before = job.before
+    return SyncPlanned(
+        table=job.pair.target.qualified,
+        source=job.route.source.label,
+        target=job.route.target.label,
+        since=None if before is None else before.at,
+        since_kind=None if before is None else before.kind,
+        rows_estimate=job.pair.source.rows_estimate,
+    )
