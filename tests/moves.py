@@ -35,7 +35,8 @@ class Move:
     def finds(self, kind: str, key: str) -> None:
         """Check that verify finds one difference, and names it."""
         figures = {check["name"]: check for check in self.verify().expect(3).json["checks"]}["digests"]["figures"]
-        assert (figures["keys"], figures["differing_rows"]) == ([{"kind": kind, "key": key}], 1)
+        (found,) = figures["keys"]
+        assert (found["kind"], found["key"], figures["differing_rows"]) == (kind, key, 1)
 
     @contextmanager
     def copy_held(self, *more: str) -> Iterator[None]:

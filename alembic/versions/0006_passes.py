@@ -8,6 +8,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
+from pipeline import migration
+
 revision = "0006"
 down_revision = "0005"
 branch_labels = None
@@ -82,7 +84,13 @@ def _create_comparison() -> None:
     )
 
 
+def refuse_downgrade() -> None:
+    """Raise RefusedError while a run is unfinished, before anything is dropped."""
+    migration.refuse_unfinished_runs()
+
+
 def downgrade() -> None:
+    migration.refuse_unfinished_runs()
     for name in reversed(BASELINE_COLUMNS):
         op.drop_column("baseline", name, schema=SCHEMA)
     op.drop_column("run", "kind", schema=SCHEMA)

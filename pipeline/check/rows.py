@@ -56,7 +56,10 @@ class Differences:
             "differing_rows": self.total,
             **{f"{kind}_rows": self.kinds[kind] for kind in KINDS},
             "columns": dict(self.columns),
-            "keys": [{"kind": one.kind, "key": one.text, "columns": list(one.columns)} for one in self.first],
+            "keys": [
+                {"kind": one.kind, "key": one.text, **({"columns": list(one.columns)} if one.columns else {})}
+                for one in self.first
+            ],
             "places": self.places,
         }
 
@@ -144,9 +147,9 @@ def _last_pass(crew: Crew, ladder: Ladder) -> Pass:
         crew.session(ladder.route.target, "verify") as session,
         session.transaction(read_only=True, single=True) as cursor,
     ):
-        found = latest_pass(cursor, ladder.route.table, bound, exact=True)
+        found = latest_pass(cursor, ladder.route.table, bound, verified=True)
     if found is None:
-        raise RefusedError(f"no pass has found {pair.target.qualified} equal on both sides yet", hint)
+        raise RefusedError(f"no verify has found {pair.target.qualified} equal on both sides yet", hint)
     return found
 
 

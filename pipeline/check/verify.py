@@ -67,6 +67,8 @@ def verify(route: Route, options: VerifyOptions) -> Generator[Event, None, None]
 
 
 def _check_names(options: VerifyOptions) -> None:
+    if options.incremental and any(name != "rows" for name in options.checks):
+        raise SettingsError("--incremental renews the verdict on the rows alone", "leave --check out, or --incremental")
     for name in options.checks:
         if name not in CHECKS:
             raise SettingsError(f"there is no check named {name}", f"the checks are {', '.join(CHECKS)}")

@@ -5,9 +5,15 @@ from pathlib import Path
 
 import click
 
-from pipeline import options
 from pipeline.cli.observing import observed
-from pipeline.cli.parameters import ends_options, env_file_option, ignore_option, json_option, rounding_option
+from pipeline.cli.parameters import (
+    ends_options,
+    env_file_option,
+    ignore_option,
+    json_option,
+    queries_options,
+    rounding_option,
+)
 from pipeline.errors import SettingsError
 from pipeline.settings import Settings
 
@@ -20,16 +26,7 @@ def baseline() -> None:
 @baseline.command()
 @ends_options
 @env_file_option
-@click.option(
-    "--queries",
-    type=click.IntRange(1, 10_000),
-    default=options.DEFAULT_QUERIES,
-    show_default=True,
-    help="Ask for this many stored vectors.",
-)
-@click.option(
-    "--k", type=click.IntRange(1, 1_000), default=options.DEFAULT_K, show_default=True, help="Neighbours of each."
-)
+@queries_options
 @click.option(
     "--texts",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),

@@ -14,6 +14,7 @@ from pipeline.cli.parameters import (
     env_file_option,
     ignore_option,
     json_option,
+    queries_options,
     rounding_option,
     settle_option,
     workers_option,
@@ -75,16 +76,7 @@ def preflight(
     type=click.Choice(options.CHECKS),
     help="Run this check only; may be given several times. rows: their number, and every byte.",
 )
-@click.option(
-    "--queries",
-    type=click.IntRange(1, 10_000),
-    default=options.DEFAULT_QUERIES,
-    show_default=True,
-    help="Ask for this many stored vectors on both sides.",
-)
-@click.option(
-    "--k", type=click.IntRange(1, 1_000), default=options.DEFAULT_K, show_default=True, help="Neighbours of each."
-)
+@queries_options
 @click.option(
     "--budget",
     type=click.FloatRange(0.001, 86_400),
@@ -101,7 +93,11 @@ def preflight(
     metavar="SHARE",
     help="What main's ANN index must find, as a mean, of what exact search finds.",
 )
-@click.option("--app-role", metavar="ROLE", help="The role that the application connects to main as.")
+@click.option(
+    "--app-role",
+    metavar="ROLE",
+    help="The role that the application connects to main as.  [default: the one that verify connects as]",
+)
 @workers_option("Sessions that read each side while rows are compared.", default=1)
 @settle_option
 @click.option("--restart", is_flag=True, help="Begin an interrupted comparison anew.")
@@ -138,7 +134,8 @@ def verify(
     Counts and every byte of every row, what is in the vectors, exact search on both sides, the ANN index
     against exact search, the plan and the time of the application's query, and whether its role finds the
     table. Reads both sides at once and writes nothing but the verdicts, into the ledger on main. Ends with
-    exit code 3 where a check does not pass. Interrupted, it goes on where it was.
+    exit code 3 where a check fails, or could not look at all that it had to (partial). Interrupted, the
+    comparison of rows goes on where it was.
     """
     from pipeline.check.verify import verify as engine_verify
     from pipeline.show.plain import print_json

@@ -31,6 +31,7 @@ EPILOG = """\b
 A move, from the first command to the last:
   alembic upgrade head                     extension, table, index and ledger on main
   pipeline preflight                       every reason that the copy could fail
+  pipeline baseline capture                what search finds on legacy today
   pipeline copy --from legacy --to main    move the rows; run it again to go on
   pipeline verify                          every byte, and that search finds the same
   pipeline sync                            bring what legacy has written since
@@ -39,7 +40,7 @@ A move, from the first command to the last:
 \b
 Exit codes: 0 done, 1 error, 2 usage or settings, 3 differences found,
 4 refused by a check (nothing changed), 5 a server out of reach (run it again),
-6 another copy is running, 130 and 143 stopped by a signal (run it again).
+6 another copy or sync is running, 130 and 143 stopped by a signal (run it again).
 """
 
 

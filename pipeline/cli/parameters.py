@@ -50,6 +50,21 @@ def workers_option(text: str, default: int = options.DEFAULT_WORKERS) -> Callabl
     return click.option("--workers", type=click.IntRange(1, 64), default=default, show_default=True, help=text)
 
 
+def queries_options(command: Command) -> Command:
+    """Add --queries and --k."""
+    count = click.option(
+        "--queries",
+        type=click.IntRange(1, 10_000),
+        default=options.DEFAULT_QUERIES,
+        show_default=True,
+        help="Ask for this many stored vectors.",
+    )
+    neighbours = click.option(
+        "--k", type=click.IntRange(1, 1_000), default=options.DEFAULT_K, show_default=True, help="Neighbours of each."
+    )
+    return count(neighbours(command))
+
+
 def settle_option(command: Command) -> Command:
     """Add --settle."""
     return click.option(

@@ -72,7 +72,7 @@ def diff(
     chosen = options.SyncOptions(deep=deep, workers=workers, settle_seconds=settle)
     (done,) = observed(list_differences(route, chosen, for_sync=False), SyncDone, seen=_write_differences)
     sys.stdout.flush()
-    sys.stderr.write(sync_summary(done) + "\n")
+    sys.stderr.write(sync_summary(done, _ends(source, target)) + "\n")
     sys.exit(EXIT_OK if done.equal else EXIT_DIFFERENCES)
 
 
@@ -114,8 +114,8 @@ def sync(
 
     Only rows are looked at that were written since both sides were equal; all rows where that is not
     known, or with --deep. Nothing is written where nothing differs. A row that only the target has goes if
-    a copy or a sync brought it and nobody has written it since; others stay, and are told. Ends with exit
-    code 3 where something stays different.
+    a copy or a sync brought it and nobody has written it since; others stay, and are told. Interrupted, it
+    is run again. Ends with exit code 3 where something stays different, or the source still changes.
     """
     from pipeline.move.listing import list_differences
     from pipeline.move.sync import sync as engine_sync
@@ -125,19 +125,24 @@ def sync(
     settings = Settings.load(env_file)
     route = settings.route(source, target, ignore_columns, rounding=rounding)
     chosen = options.SyncOptions(deep=deep, delete=delete, on_conflict=on_conflict, workers=workers, restart=restart)
-    if init_target:
-        _init_target(route, settings)
     if dry_run:
         (done,) = observed(list_differences(route, chosen, for_sync=True), SyncDone, seen=_write_differences)
         sys.stdout.flush()
-        sys.stderr.write(sync_summary(done) + "\n")
+        sys.stderr.write(sync_summary(done, _ends(source, target)) + "\n")
         sys.exit(EXIT_OK if done.equal else EXIT_DIFFERENCES)
+    if init_target:
+        _init_target(route, settings)
     (done,) = observed(engine_sync(route, chosen), SyncDone)
     if as_json:
         print_json({"sync": asdict(done)})
     else:
-        print_text(sync_summary(done))
+        print_text(sync_summary(done, _ends(source, target)))
     sys.exit(EXIT_OK if done.equal else EXIT_DIFFERENCES)
+
+
+def _ends(source: str, target: str) -> str:
+    """Return the ends as the next command has to name them: not at all where they are the usual ones."""
+    return "" if (source, target) == ("legacy", "main") else f" --from {source} --to {target}"
 
 
 def _init_target(route: Route, settings: Settings) -> None:

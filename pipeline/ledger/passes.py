@@ -63,17 +63,18 @@ def record_pass(
     return int(row[0])
 
 
-def latest_pass(cursor: Cursor, target: TableMapping, fingerprint: str, *, exact: bool = False) -> Pass | None:
+def latest_pass(cursor: Cursor, target: TableMapping, fingerprint: str, *, verified: bool = False) -> Pass | None:
     """Return the last pass over these tables and columns that found every row equal, if there is one.
 
     What differed later was written later than its horizons say, so nothing before has to be looked at again.
-    With ``exact`` the target had no row that the source had not.
+    With ``verified`` it is one that compared the rows, those that a copy or a sync brought too, and the
+    target had no other.
     """
     cursor.execute(
         "SELECT id, kind, run_id, equal, source_horizon, target_horizon, at FROM pipeline.pass"
-        " WHERE target_schema = %s AND target_table = %s AND fingerprint = %s AND covered AND (equal OR NOT %s)"
-        " ORDER BY id DESC LIMIT 1",
-        (target.schema, target.table, fingerprint, exact),
+        " WHERE target_schema = %s AND target_table = %s AND fingerprint = %s AND covered"
+        " AND (NOT %s OR equal AND kind IN ('verify', 'incremental')) ORDER BY id DESC LIMIT 1",
+        (target.schema, target.table, fingerprint, verified),
     )
     row = cursor.fetchone()
     if row is None:

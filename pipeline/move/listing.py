@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pipeline.check.differences import Difference
 from pipeline.check.finding import find_all, find_touched
 from pipeline.events import Differing, Event, SyncDone
-from pipeline.ledger.marks import written_sql
+from pipeline.ledger.marks import untouched_sql, written_sql
 from pipeline.move.reconcile import Policy, keys_that
 from pipeline.move.sync_plan import SyncJob, planned, policy_of, prepare_sync
 from pipeline.options import SyncOptions
 from pipeline.postgres.crew import Crew
 from pipeline.postgres.database import Session, clock
+from pipeline.postgres.values import Key
 from pipeline.settings import Route
 
 
@@ -70,9 +71,13 @@ def _list(crew: Crew, job: SyncJob, options: SyncOptions, counts: _Counts, *, fo
 def _deeds(session: Session, job: SyncJob, policy: Policy, batch: list[Difference]) -> Iterator[str]:
     """Yield what a sync would do about each difference."""
     keys = [one.key for one in batch if one.kind != "missing"]
-    run = 0 if job.run is None else job.run.id
-    ours = keys_that(session, job.pair.target, keys, policy.ours_sql(run, "t")) if keys else set()
-    brought = keys_that(session, job.pair.target, keys, written_sql(run, "t")) if keys else set()
+    ours: set[Key] = set()
+    brought: set[Key] = set()
+    if keys and job.run is not None:
+        ours = keys_that(session, job.pair.target, keys, policy.ours_sql(job.run.id, "t"))
+        brought = keys_that(session, job.pair.target, keys, written_sql(job.run.id, "t"))
+    elif keys and policy.equal_at is not None:
+        ours = keys_that(session, job.pair.target, keys, untouched_sql(policy.equal_at, "t"))
     for one in batch:
         if one.kind == "missing":
             yield "insert"

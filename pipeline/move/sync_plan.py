@@ -20,7 +20,10 @@ from pipeline.settings import Route
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncJob:
-    """What a sync is about. ``base`` is where both sides were equal; None: everything has to be compared."""
+    """What a sync is about. ``before`` is the last pass that found both sides equal, None where there was none.
+
+    ``base`` is what is begun from: None, and everything is compared.
+    """
 
     route: Route
     pair: Pair
@@ -37,19 +40,28 @@ class SyncJob:
 def prepare_sync(crew: Crew, route: Route, options: SyncOptions, *, to_write: bool, dry: bool = False) -> SyncJob:
     """Read both tables and the ledger; record the run that keeps the books of a first sync, unless it is a dry one."""
     with crew.together((route.source, "sync"), (route.target, "sync")) as (source, target):
-        runs.check_revision(target)
-        with target.transaction(read_only=True) as cursor:
-            run = runs.latest_run(cursor, route.table)
-            if run is not None and run.finished is None:
-                raise RefusedError(
-                    f"run {run.id} into {target.label}'s {route.table.qualified} is not finished",
-                    "run: pipeline copy, to its end",
-                )
-            set_aside = run is not None and count_quarantine(cursor, run.id) > 0
+        # What is only listed needs no books.
+        has_ledger = not dry or _has_passes(target)
+        run, set_aside = _copy_run(target, route) if has_ledger else (None, False)
         pair = read_pair(crew, source, target, route, to_write=to_write, set_aside=set_aside)
-        run = _books(target, route, pair, run, dry=dry)
-        before = None if options.deep or not can_be_touched(pair) else _last_pass(source, target, route, pair)
-    return SyncJob(route=route, pair=pair, run=run, base=_base(before, run), before=before)
+        if has_ledger:
+            run = _books(target, route, pair, run, dry=dry)
+        before = _last_pass(source, target if has_ledger else None, route, pair) if can_be_touched(pair) else None
+    base = None if options.deep else _base(before, run)
+    return SyncJob(route=route, pair=pair, run=run, base=base, before=before)
+
+
+def _copy_run(target: Session, route: Route) -> tuple[runs.Run | None, bool]:
+    """Return the copy that filled the table, and whether it set rows aside. Raises RefusedError for one under way."""
+    runs.check_revision(target)
+    with target.transaction(read_only=True) as cursor:
+        run = runs.latest_run(cursor, route.table)
+        if run is not None and run.finished is None:
+            raise RefusedError(
+                f"run {run.id} into {target.label}'s {route.table.qualified} is not finished",
+                "run: pipeline copy, to its end",
+            )
+        return run, run is not None and count_quarantine(cursor, run.id) > 0
 
 
 def _books(target: Session, route: Route, pair: Pair, run: runs.Run | None, *, dry: bool) -> runs.Run | None:
@@ -75,13 +87,15 @@ def _books(target: Session, route: Route, pair: Pair, run: runs.Run | None, *, d
         )
 
 
-def _last_pass(source: Session, target: Session, route: Route, pair: Pair) -> Pass | None:
+def _last_pass(source: Session, target: Session | None, route: Route, pair: Pair) -> Pass | None:
     """Return the last pass that found both sides equal, by the target's ledger, else by the source's, turned round."""
-    bound = runs.fingerprint(pair.source, pair.target, pair.columns)
-    with target.transaction(read_only=True, single=True) as cursor:
-        found = latest_pass(cursor, route.table, bound)
-    if found is not None or not _has_passes(source):
-        return found
+    if target is not None:
+        bound = runs.fingerprint(pair.source, pair.target, pair.columns)
+        with target.transaction(read_only=True, single=True) as cursor:
+            if (found := latest_pass(cursor, route.table, bound)) is not None:
+                return found
+    if not _has_passes(source):
+        return None
     turned = runs.fingerprint(pair.target, pair.source, pair.columns)
     with source.transaction(read_only=True, single=True) as cursor:
         found = latest_pass(cursor, route.table, turned)
@@ -113,10 +127,10 @@ def _base(before: Pass | None, run: runs.Run | None) -> Base | None:
 def policy_of(job: SyncJob, options: SyncOptions) -> Policy:
     """Return what becomes of the target's rows that somebody else wrote."""
     # Of a row that only the target had then, nothing is known to be equal.
-    known = job.base is not None and job.base.exact
+    known = job.before is not None and job.before.equal
     return Policy(
         on_conflict=options.on_conflict,
-        equal_at=job.base.target.horizon if known and job.base is not None else None,
+        equal_at=job.before.target_horizon["horizon"] if known and job.before is not None else None,
         delete=options.delete,
         told=True,
     )
@@ -124,7 +138,7 @@ def policy_of(job: SyncJob, options: SyncOptions) -> Policy:
 
 def planned(job: SyncJob) -> SyncPlanned:
     """Return the event that a sync begins with."""
-    before = job.before
+    before = job.before if job.base is not None else None
     return SyncPlanned(
         table=job.pair.target.qualified,
         source=job.route.source.label,

@@ -115,7 +115,8 @@ def _print_advice(results: Sequence[CheckDone]) -> None:
             hint = f" ({one['hint']})" if one.get("hint") else ""
             lines.append(f"{result.name}, {one['severity']}: {one['fact']}{hint}")
         advice = result.figures.get("advice")
-        lines += [f"{result.name}, note: {text}" for text in advice] if isinstance(advice, list) else []
+        texts = advice if isinstance(advice, list) else []
+        lines += [f"{result.name}, note: {text}" for text in texts if str(text) not in result.summary]
     if lines:
         print_text("")
         for line in lines:

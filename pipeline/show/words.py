@@ -79,7 +79,7 @@ def copy_summary(done: events.CopyDone) -> str:
     if done.already_done:
         return (
             f"nothing to do: run {done.run} has copied all {counted(done.rows, 'row')} before. What changed on the"
-            " source since then was not looked for.\nnext: pipeline verify"
+            " source since then was not looked for.\nnext: pipeline sync"
         )
     if done.moved_slices:
         loaded = (
@@ -120,8 +120,11 @@ def _changes(done: events.CopyDone) -> str:
     return f"{changes}; source and target were equal at the last pass."
 
 
-def sync_summary(done: events.SyncDone) -> str:
-    """Return the last words of a sync, of its dry run, or of a list of differences."""
+def sync_summary(done: events.SyncDone, ends: str = "") -> str:
+    """Return the last words of a sync, of its dry run, or of a list of differences.
+
+    ``ends`` are the options that name both ends, for what is to be typed next.
+    """
     looked = "all rows were compared" if done.deep else f"{counted(done.touched, 'row')} written since were looked at"
     if done.dry:
         if done.equal:
@@ -129,7 +132,7 @@ def sync_summary(done: events.SyncDone) -> str:
         return (
             f"{counted(done.touched, 'row')} differ: {done.inserted:,} missing on the target, {done.deleted:,} only"
             f" there, {done.updated:,} with other content; looked for in {duration(done.seconds)}.\n"
-            "next: pipeline sync"
+            f"next: pipeline sync{ends}"
         )
     wrote = [
         *([f"{done.inserted:,} added"] if done.inserted else []),
@@ -144,18 +147,18 @@ def sync_summary(done: events.SyncDone) -> str:
     if done.kept:
         lines.append(
             f"left different, written by somebody else: {counted(done.kept, 'row')} of the target."
-            " To take the source's: pipeline sync --on-conflict overwrite"
+            f" To take the source's: pipeline sync{ends} --on-conflict overwrite"
         )
     if done.foreign:
         lines.append(
             f"left alone, brought by no run: {counted(done.foreign, 'row')} that only the target has."
-            " To delete: pipeline sync --delete"
+            f" To delete: pipeline sync{ends} --delete"
         )
     lines += [f"  {kind}  {', '.join(key)}" for kind, key in done.left]
     if not done.settled:
         lines.append("the source still changes: run pipeline sync again, once its writers are quiet for the last time")
     elif done.equal:
-        lines.append("source and target were equal at the last pass.\nnext: pipeline verify --incremental")
+        lines.append(f"source and target were equal at the last pass.\nnext: pipeline verify{ends} --incremental")
     return "\n".join(lines)
 
 

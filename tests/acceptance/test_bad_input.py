@@ -258,6 +258,11 @@ REFUSALS = {
         fact=r"main \(\S+\)'s public\.embeddings has 1 row with a key of the source's and other content",
         hint=r"--on-conflict keep \(they stay\), or --on-conflict overwrite",
     ),
+    "two types are wrong": Refusal(
+        legacy="ALTER TABLE embeddings ALTER metadata TYPE text, ALTER content TYPE integer USING 1",
+        fact=r"(?s)column content is integer.*column metadata is text",
+        hint="same type",
+    ),
     "two things are wrong": Refusal(
         legacy="ALTER TABLE embeddings ALTER metadata TYPE text, DROP CONSTRAINT embeddings_pkey",
         fact=r"(?s)has no key.*column metadata is text",
@@ -276,7 +281,7 @@ def test_copy_refuses_before_anything_is_changed(pair: Pair, case: str) -> None:
         told(pair.copy(**refusal.env), EXIT_REFUSED, refusal.fact, refusal.hint)
 
 
-@pytest.mark.parametrize("case", ["legacy has no such table", "main has no ledger", "two things are wrong"])
+@pytest.mark.parametrize("case", ["legacy has no such table", "main has no ledger", "two types are wrong"])
 def test_verify_refuses_what_it_cannot_compare(pair: Pair, case: str) -> None:
     refusal = REFUSALS[case]
     for database, statements in ((pair.legacy, refusal.legacy), (pair.main, refusal.main)):

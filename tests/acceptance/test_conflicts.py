@@ -92,7 +92,7 @@ def test_keep_leaves_rows_of_main_as_they_are(sides: Sides) -> None:
     assert "1 with other content, which stay as they are" in done.err
     assert sides.main.value("SELECT content FROM embeddings WHERE id::text = %s", sides.key(3)) == "own"
     figures = {check["name"]: check["figures"] for check in sides.verify().expect(3).json["checks"]}
-    assert figures["digests"]["keys"] == [{"kind": "different", "key": sides.key(3)}]
+    assert figures["digests"]["keys"] == [{"kind": "different", "key": sides.key(3), "columns": ["content"]}]
 
 
 def test_overwrite_brings_legacys_rows(sides: Sides) -> None:

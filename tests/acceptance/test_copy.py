@@ -71,7 +71,12 @@ def test_real_embeddings_arrive_with_every_byte(
     assert [(check["name"], check["verdict"]) for check in verified["checks"]] == [
         ("counts", "pass"),
         ("digests", "pass"),
+        ("census", "pass"),
         ("parity", "pass"),
+        ("recall", "pass"),
+        ("plan", "pass"),
+        ("latency", "pass"),
+        ("application", "pass"),
     ]
 
 

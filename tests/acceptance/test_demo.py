@@ -40,7 +40,7 @@ def test_demo_moves_proves_searches_and_is_gone(temporary: Path) -> None:
     told = pipeline("demo", "--rows", "400", env=environment(temporary)).expect(0)
     assert "400 rows with 768 dimensions" in told.out
     assert "copied 400 rows" in told.out
-    assert told.out.count(" pass ") == 3
+    assert told.out.count(" pass ") == 8
     assert "Done in" in told.out
     assert list(temporary.iterdir()) == []
     assert postgres_processes(temporary) == []

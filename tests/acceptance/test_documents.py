@@ -1,5 +1,6 @@
 """The documents are true: commands and options exist, variables are read, the runbook's blocks run."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
-from pipeline import errors, settings
+from pipeline import errors, options, settings
 from pipeline.cli import cli
 from pipeline.demo.hashing import HashingEmbedder
 from pipeline.demo.ollama import model_name, serve
@@ -40,17 +41,29 @@ def test_every_command_and_option_in_the_documents_exists(document: str) -> None
     found = list(commands(document))
     assert len(found) > 4
     for words in found:
-        command = cli.commands.get(words[1])
+        command: click.Command | None = cli
+        rest = words[1:]
+        while isinstance(command, click.Group) and rest:
+            command = command.commands.get(rest.pop(0))
         assert command is not None, words
         # Parsed as click would: an unknown option or a missing argument is an error.
         try:
-            command.make_context(words[1], words[2:])
+            command.make_context(" ".join(words), rest)
         except click.UsageError as error:
             pytest.fail(f"{document}: {' '.join(words)}: {error.message}")
 
 
+def every_command(group: click.Group) -> Iterator[tuple[str, click.Command]]:
+    """Yield all commands below a group, each with its words."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from ((f"{name} {words}", one) for words, one in every_command(command))
+        else:
+            yield name, command
+
+
 def test_every_option_that_is_named_alone_exists() -> None:
-    known = {option for command in cli.commands.values() for p in command.params for option in p.opts}
+    known = {option for _, command in every_command(cli) for p in command.params for option in p.opts}
     known |= {"--sql", "--help", "--version"}
     for document in DOCUMENTS:
         text = (ROOT / document).read_text()
@@ -59,7 +72,15 @@ def test_every_option_that_is_named_alone_exists() -> None:
 
 def test_every_command_is_in_the_readme() -> None:
     text = (ROOT / "README.md").read_text()
-    assert [name for name in cli.commands if f"`pipeline {name}" not in text] == []
+    assert [name for name, _ in every_command(cli) if f"`pipeline {name}" not in text] == []
+
+
+def test_every_check_of_verify_is_in_the_readme() -> None:
+    text = (ROOT / "README.md").read_text()
+    table = text[text.index("| check | compares |") : text.index("Both sides are read at once")]
+    named = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
+    # The check of the rows is three: their number, their bytes, and those that were set aside.
+    assert named == {*options.CHECKS, "counts", "digests", "quarantine"} - {"rows"}
 
 
 def test_readme_names_exactly_the_variables_that_are_read() -> None:
@@ -80,6 +101,12 @@ def test_module_map_of_the_readme_names_what_is_there() -> None:
     folders = {path.name + "/" for path in (ROOT / "pipeline").iterdir() if (path / "__init__.py").is_file()}
     picture = text[text.rindex("```\nwording") :]
     assert set(re.findall(r"\w+/", picture)) == folders
+    for folder in ("ledger", "check", "move", "show"):
+        (entry,) = re.findall(rf"^{folder}/.*\n(?: .*\n)*", picture, re.MULTILINE)
+        # Lists of modules have commas; a line of one thing is what the lines below it are about.
+        named = set(re.findall(r"\w+(?=,)|(?<=, )\w+$", entry, re.MULTILINE))
+        assert len(named) > 4
+        assert named <= {path.stem for path in (ROOT / "pipeline" / folder).glob("*.py")}, folder
 
 
 def test_blocks_of_the_runbook_run_in_order(legacy: Database, empty_main: Database, tmp_path: Path) -> None:
@@ -99,7 +126,11 @@ def test_blocks_of_the_runbook_run_in_order(legacy: Database, empty_main: Databa
         for block in found:
             run_block(block, tmp_path)
     assert empty_main.value("SELECT count(*) FROM public.embeddings") == len(data.rows)
-    assert (tmp_path / "verify.json").stat().st_size > 100
+    verified = json.loads((tmp_path / "verify.json").read_text())
+    assert {check["name"] for check in verified["checks"]} >= {"digests", "parity", "recall", "application"}
+    (parity,) = (check for check in verified["checks"] if check["name"] == "parity")
+    assert parity["figures"]["baseline_queries"] > 0
+    assert "<svg" in (tmp_path / "verify.html").read_text()
     assert (tmp_path / ".env.before-switch").read_bytes() == (tmp_path / ".env").read_bytes()
 
 

@@ -121,6 +121,7 @@ def test_whole_move_goes_through_poolers(full: Bench, through: dict[str, str]) -
 def test_proofs_and_sync_go_through_poolers(full: Bench, through: dict[str, str]) -> None:
     pipeline("baseline", "capture", env=through).expect(0)
     pipeline("copy", env=through).expect(0)
+    pipeline("verify", "--check", "rows", env=through).expect(0)
     full.legacy.execute(
         "UPDATE public.embeddings SET content = 'new' WHERE id = md5('row1')::uuid;"
         "DELETE FROM public.embeddings WHERE id = md5('row2')::uuid"

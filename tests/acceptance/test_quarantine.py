@@ -179,4 +179,4 @@ def test_vector_becomes_halfvec_only_when_it_is_allowed(new_move: NewMove) -> No
     move.verify("--allow-rounding").expect(0)
     move.main.execute("UPDATE embeddings SET embedding = '[0.1,0.2,0.31]' WHERE id = 1")
     figures = checks(move, 3, "--allow-rounding")["digests"]["figures"]
-    assert figures["keys"] == [{"kind": "different", "key": "1"}]
+    assert figures["keys"] == [{"kind": "different", "key": "1", "columns": ["embedding"]}]

@@ -58,7 +58,7 @@ def test_what_changed_on_legacy_since_the_copy_is_brought_and_a_second_sync_writ
         again = pipeline("sync", *more, env=move.env).expect(0)
         assert "nothing to write" in again.out
         assert versions(move.main) == standing
-    move.verify("--incremental").expect(0)
+    move.verify().expect(0)
 
 
 def test_diff_and_dry_run_list_the_same_keys_and_write_nothing(move: Move) -> None:
@@ -150,15 +150,21 @@ def test_sync_goes_back_and_makes_its_ledger_on_request(move: Move) -> None:
     back = ("--from", "main", "--to", "legacy")
     refused = pipeline("sync", *back, env=move.env).expect(4)
     assert "has no ledger" in refused.err and "--init-target" in refused.err
+    pipeline("diff", *back, env=move.env).expect(0)
     move.main.execute(
         f"UPDATE public.embeddings SET content = 'after the switch' WHERE id = {KEY.format(1)};"
         f"DELETE FROM public.embeddings WHERE id = {KEY.format(2)};"
         "INSERT INTO public.embeddings (id, content) VALUES ('00000000-0000-4000-8000-000000000007', 'new')"
     )
+    dry = pipeline("sync", "--dry-run", "--init-target", *back, env=move.env).expect(3)
+    assert sorted(one["sync"] for one in lines(dry)) == ["insert", "leave", "write over"]
+    assert not move.legacy.value("SELECT count(*) FROM pg_namespace WHERE nspname = 'pipeline'")
     done = pipeline("sync", "--json", "--init-target", "--delete", *back, env=move.env).expect(0).json["sync"]
     # Where both were equal, main's ledger knows.
     assert (done["deep"], done["inserted"], done["updated"], done["deleted"]) == (False, 1, 1, 1)
     assert content(move.main) == content(move.legacy)
+    said = pipeline("sync", *back, env=move.env).expect(0)
+    assert "next: pipeline verify --from main --to legacy --incremental" in said.out
     again = pipeline("sync", "--json", "--init-target", *back, env=move.env).expect(0).json["sync"]
     assert (again["inserted"], again["updated"], again["deleted"], again["equal"]) == (0, 0, 0, True)
 
@@ -237,6 +243,6 @@ def test_sync_behind_the_schema_of_an_old_legacy(new_database: Callable[..., Dat
     )
     done = pipeline("sync", "--json", env=env).expect(0).json["sync"]
     assert (done["deep"], done["updated"], done["deleted"]) == (False, 1, 1)
-    pipeline("verify", "--incremental", env=env).expect(0)
     pipeline("verify", "--check", "rows", env=env).expect(0)
+    pipeline("verify", "--incremental", env=env).expect(0)
     pipeline("diff", "--deep", env=env).expect(0)

@@ -31,7 +31,7 @@ ADVISORY_LOCK = 0x706970656C696E65
 LANGCHAIN = """CREATE TABLE embeddings ("id" uuid NOT NULL DEFAULT {} PRIMARY KEY,
     "content" text, "metadata" jsonb, "embedding" vector(768))"""
 ROW = "INSERT INTO embeddings (content, embedding) SELECT 'a text', array_fill(0.1, ARRAY[768])::vector"
-LEDGER = {"run", "slice", "deferred_index", "quarantine", "verdict", "baseline", "step"}
+LEDGER = {"run", "slice", "deferred_index", "quarantine", "verdict", "baseline", "step", "pass", "comparison"}
 RELATIONS = """SELECT n.nspname, c.relname, c.relkind::text, c.oid FROM pg_class c JOIN pg_namespace n
     ON n.oid = c.relnamespace WHERE n.nspname !~ '^(pg_|information_schema)' ORDER BY c.oid"""
 RUN = """INSERT INTO pipeline.run (source_label, target_label, source_system, source_database, source_schema,
@@ -426,7 +426,9 @@ def test_script_names_the_schema_where_pgvector_is(empty_main: Database) -> None
 def test_downgrade_script_keeps_rows_runs_and_adopted_tables(main: Database, empty_main: Database) -> None:
     script = run("alembic", "downgrade", f"{REVISION}:base", "--sql", env=clean_environment()).expect(0).out
     run_id = main.value(RUN)
+    before = relations(main)
     assert "a run is unfinished" in psql(main, script).stderr
+    assert relations(main) == before
     main.execute("UPDATE pipeline.run SET abandoned_at = now() WHERE id = %s", run_id)
     main.execute(ROW)
     assert "the embeddings table holds rows" in psql(main, script).stderr
