@@ -64,17 +64,27 @@ class Look:
 
     ``recent`` row versions are of transactions at or after the horizon: those that ended a moment ago
     while an older one was still open; ``recent_sum`` adds up a hash of their keys and transactions.
+    ``timeline`` is the server's.
     ``changed`` and ``changed_sum`` are the same since the horizon that was asked for. None: not known, as
     of a view, whose rows have no transactions.
     """
 
     horizon: int
+    timeline: int | None = None
     files: tuple[int, ...] = ()
     rows: int | None = None
     recent: int | None = None
     recent_sum: int | None = None
     changed: int | None = None
     changed_sum: int | None = None
+
+    def holds(self, table: Table, horizon: int) -> bool:
+        """Return whether the table's server still has that history: it was not set back, and no standby took its place.
+
+        ``horizon`` is the server's own by now. A timeline that was not written down is not compared.
+        """
+        same = self.timeline is None or self.timeline == table.timeline
+        return same and horizon >= self.horizon
 
     def since(self, before: "Look") -> bool:
         """Return whether anything was written since an earlier look, which this one was taken with the horizon of.
@@ -95,6 +105,7 @@ class Look:
         total = found.get("recent_sum")
         return cls(
             horizon=found["horizon"],
+            timeline=found.get("timeline"),
             files=tuple(found.get("files", ())),
             rows=found.get("rows"),
             recent=found.get("recent"),
@@ -110,7 +121,7 @@ def look(session: Session, table: Table, since: int | None = None, but: sql.Comp
     horizon = horizon_sql(session.version)
     if not table.heaps:
         ((here,),) = session.rows(horizon)
-        return Look(horizon=here)
+        return Look(horizon=here, timeline=table.timeline)
     own = sql.SQL("(SELECT (q.h % 4294967296)::pg_catalog.text FROM ({}) AS q(h))").format(sql.SQL(horizon))
     asked = own if since is None else sql.SQL("(SELECT {})").format(sql.Literal(str(since % 2**32)))
     count = sql.SQL(
@@ -134,6 +145,7 @@ def look(session: Session, table: Table, since: int | None = None, but: sql.Comp
     _check_age(session, now, here if since is None else since)
     return Look(
         horizon=here,
+        timeline=table.timeline,
         files=heap_files(heaps),
         rows=rows,
         recent=recent,

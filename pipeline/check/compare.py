@@ -115,7 +115,7 @@ class _Comparison:
         """Return whether the saved slices mean the same rows: a rewrite moves rows about, and so does a restore."""
         pairs = zip(self._sides, (saved.source, saved.target), strict=True)
         return all(
-            side.horizon.files == before.files and side.horizon.horizon >= before.horizon
+            side.horizon.files == before.files and before.holds(side.table, side.horizon.horizon)
             for side, before in ((side, Look.from_json(found.horizon)) for side, found in pairs)
         )
 

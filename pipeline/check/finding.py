@@ -1,9 +1,10 @@
 """Every difference between two tables: by comparing all of both, or only what was touched since they were equal."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from typing import Any
 
 from psycopg2 import sql
 
@@ -58,6 +59,12 @@ class Found:
 def can_be_touched(pair: Pair) -> bool:
     """Return whether both sides tell what was written since a horizon: a view does not."""
     return bool(pair.source.heaps and pair.target.heaps)
+
+
+def still_holds(pair: Pair, source: Mapping[str, Any], target: Mapping[str, Any]) -> bool:
+    """Return whether both servers still have the history that an earlier pass, by its looks as JSON, speaks of."""
+    here, there = Look.from_json(source), Look.from_json(target)
+    return here.holds(pair.source, pair.horizons[0]) and there.holds(pair.target, pair.horizons[1])
 
 
 def find_all(

@@ -8,7 +8,7 @@ from psycopg2 import sql
 from pipeline.check.changes import Look
 from pipeline.check.differences import KINDS, Difference
 from pipeline.check.digests import BucketMap
-from pipeline.check.finding import Base, Found, can_be_touched, find_all, find_touched
+from pipeline.check.finding import Base, Found, can_be_touched, find_all, find_touched, still_holds
 from pipeline.check.ladder import Ladder
 from pipeline.errors import RefusedError
 from pipeline.events import CheckDone, Verdict
@@ -148,6 +148,8 @@ def _last_pass(crew: Crew, ladder: Ladder) -> Pass:
         session.transaction(read_only=True, single=True) as cursor,
     ):
         found = latest_pass(cursor, ladder.route.table, bound, verified=True)
+    if found is not None and not still_holds(pair, found.source_horizon, found.target_horizon):
+        raise RefusedError(f"a server was set back, or replaced by its standby, since the {found.kind} before", hint)
     if found is None:
         raise RefusedError(f"no verify has found {pair.target.qualified} equal on both sides yet", hint)
     return found

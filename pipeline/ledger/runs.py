@@ -221,10 +221,19 @@ def mark_loaded(cursor: Cursor, run_id: int) -> None:
     )
 
 
-def mark_finished(cursor: Cursor, run_id: int, generation: int, *, covered: bool, equal: bool) -> int:
+def mark_finished(
+    cursor: Cursor,
+    run_id: int,
+    generation: int,
+    timelines: tuple[int | None, int | None],
+    *,
+    covered: bool,
+    equal: bool,
+) -> int:
     """Record the run's end and its pass, and give the lease back; return how many rows it brought, by its own books.
 
-    ``covered`` and ``equal`` as of a pass. Whoever has lost the lease changes nothing.
+    ``timelines`` are those of the source and the target, ``covered`` and ``equal`` as of a pass. Whoever has lost
+    the lease changes nothing.
     """
     cursor.execute(
         "WITH done AS (UPDATE pipeline.run SET finished_at = pg_catalog.clock_timestamp(), lease_owner = NULL,"
@@ -234,11 +243,11 @@ def mark_finished(cursor: Cursor, run_id: int, generation: int, *, covered: bool
         " noted AS (INSERT INTO pipeline.pass (kind, run_id, source_label, target_label, target_schema, target_table,"
         " fingerprint, covered, equal, source_horizon, target_horizon) SELECT 'copy', id, source_label, target_label,"
         " target_schema, target_table, fingerprint, %s, %s,"
-        " pg_catalog.jsonb_build_object('horizon', source_horizon),"
-        " pg_catalog.jsonb_build_object('horizon', target_horizon,"
+        " pg_catalog.jsonb_build_object('horizon', source_horizon, 'timeline', %s::pg_catalog.int8),"
+        " pg_catalog.jsonb_build_object('horizon', target_horizon, 'timeline', %s::pg_catalog.int8,"
         " 'rows', CASE WHEN rows_before = 0 THEN rows_brought END) FROM done)"
         " SELECT rows_brought FROM done",
-        (run_id, generation, covered, equal),
+        (run_id, generation, covered, equal, *timelines),
     )
     row = cursor.fetchone()
     return 0 if row is None else int(row[0])

@@ -191,19 +191,24 @@ def _finish(
 ) -> tuple[int, list[Event]]:
     """Move the sequences behind the rows that came with values of their own, and close the run.
 
-    The last pass tells whether both sides were equal there, for a sync that goes on from it. Returns how many
-    rows the run brought, and warnings of sequences that this role may not set.
+    What the last pass found is written down for a sync that goes on from it. Returns how many rows the run brought,
+    and warnings of sequences that this role may not set.
     """
     failpoint("before_finish")
     # Which rows were kept, a run that went on does not know any more.
     kept = options.on_conflict == "keep" and job.run.rows_before and (job.existing is None or job.existing.different)
-    covered = last.upserted + last.deleted == 0 and not kept
+    covered = not kept
     with session.transaction(read_only=True, single=True) as cursor:
         sequences = read_sequences(cursor, job.pair.target)
     with session.transaction(single=not sequences) as cursor:
         refused = set_sequences(cursor, job.pair.target, sequences)
         rows = runs.mark_finished(
-            cursor, job.run.id, lease.generation, covered=covered, equal=covered and not last.foreign
+            cursor,
+            job.run.id,
+            lease.generation,
+            (job.pair.source.timeline, job.pair.target.timeline),
+            covered=covered,
+            equal=covered and not last.foreign,
         )
         leases.check_guard(cursor)
     return rows, [

@@ -51,8 +51,8 @@ class _Done:
 
     @property
     def covered(self) -> bool:
-        """Return whether every row of the source stands on the target, equal."""
-        return self.settled and not self.outcome.kept
+        """Return whether every row of the source that was not written since the looks stands on the target, equal."""
+        return not self.outcome.kept
 
     def add(self, one: _Pass) -> None:
         """Count a pass."""
@@ -106,8 +106,12 @@ def _passes(crew: Crew, job: SyncJob, lease: Lease, options: SyncOptions) -> _Do
         if not can_be_touched(job.pair):
             continue
         base = Base(source=this.looks[0], target=this.looks[1], own=written_sql(lease.run_id, "r"))
-        if not done.settled and (quiet := _quiet(crew, job, base, this.outcome)) is not None:
-            done.looks, done.settled = quiet, True
+        if not done.settled:
+            again = partial(_quiet, crew, job, base, this.outcome)
+            if (
+                quiet := with_retries(crew, "looking at both sides again", options.deadline_seconds, again)
+            ) is not None:
+                done.looks, done.settled = quiet, True
     failpoint("before_pass")
     with_retries(crew, "closing the books", options.deadline_seconds, partial(_record, crew, job, lease, done))
     return done
@@ -142,8 +146,8 @@ def _pass(crew: Crew, job: SyncJob, lease: Lease, options: SyncOptions, base: Ba
 def _same_keys(base: Base, looks: tuple[Look, Look], bringers: Bringers) -> bool:
     """Return whether the numbers of rows alone prove that both sides have the same keys, once all changes are brought.
 
-    The keys were the same at the base, and nobody else wrote on the target since. Then the target has those,
-    and the new ones; the source has no others, and lacks some only if it has fewer rows.
+    At the base the target had every key of the source, and nobody else has written there since. So it has them
+    still, and the new ones: with as many rows as the source, it has no other.
     """
     here, there = looks
     outcome = bringers.settle()
@@ -164,7 +168,7 @@ def _look(crew: Crew, job: SyncJob, sessions: tuple[Session, Session], base: Bas
     )
 
 
-def _quiet(crew: Crew, job: SyncJob, base: Base, outcome: Outcome) -> tuple[Look, Look] | None:
+def _quiet(crew: Crew, job: SyncJob, base: Base, outcome: Outcome, _attempt: int) -> tuple[Look, Look] | None:
     """Look at both tables again; return how they stand if nobody but this sync wrote since the pass began, else None.
 
     Then what the pass has found was all, and another one would find nothing.
@@ -212,6 +216,6 @@ def _done(job: SyncJob, run: runs.Run, done: _Done, seconds: float) -> SyncDone:
         foreign=done.foreign,
         left=outcome.left,
         settled=done.settled,
-        equal=done.covered and not done.foreign,
+        equal=done.settled and done.covered and not done.foreign,
         seconds=seconds,
     )

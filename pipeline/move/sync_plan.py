@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from pipeline.check.changes import Look
-from pipeline.check.finding import Base, can_be_touched
+from pipeline.check.finding import Base, can_be_touched, still_holds
 from pipeline.check.pair import Pair, read_pair
 from pipeline.errors import RefusedError
 from pipeline.events import SyncPlanned
@@ -47,6 +47,8 @@ def prepare_sync(crew: Crew, route: Route, options: SyncOptions, *, to_write: bo
         if has_ledger:
             run = _books(target, route, pair, run, dry=dry)
         before = _last_pass(source, target if has_ledger else None, route, pair) if can_be_touched(pair) else None
+        if before is not None and not still_holds(pair, before.source_horizon, before.target_horizon):
+            before = None
     base = None if options.deep else _base(before, run)
     return SyncJob(route=route, pair=pair, run=run, base=base, before=before)
 

@@ -26,12 +26,13 @@ class ServerIdentity:
 IDENTITY_SQL = """
 SELECT (SELECT system_identifier FROM pg_catalog.pg_control_system()),
        pg_catalog.pg_postmaster_start_time()::pg_catalog.text,
-       (SELECT oid::pg_catalog.int8 FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
+       (SELECT oid::pg_catalog.int8 FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()),
+       (SELECT timeline_id FROM pg_catalog.pg_control_checkpoint())
 """
 
 
 def identity(system: int, started: str, database: int) -> ServerIdentity:
-    """Return a server's identity from what IDENTITY_SQL found."""
+    """Return a server's identity from what IDENTITY_SQL found first; its timeline is the last."""
     # The catalog shows the unsigned identifier as a signed number.
     return ServerIdentity(system_identifier=system % 2**64, started=started, database_oid=database)
 

@@ -62,7 +62,8 @@ class Table:
     tables inherit from it, whose rows would be read with its own. ``encoding`` is the database's. The texts
     that begin with ``quoted`` are names as a person types them in SQL; ``role`` is who asked. ``left_out``
     is the condition of rows that are neither read nor compared; None: there is none. ``version`` is the
-    server's (130023 is 13.23), ``peer_version`` that of the server whose table this one is compared with.
+    server's (130023 is 13.23), ``peer_version`` that of the server whose table this one is compared with;
+    ``timeline`` is the server's: another one once it was promoted, or set back to a backup.
     """
 
     server: ServerIdentity
@@ -89,6 +90,7 @@ class Table:
     quoted_database: str
     quoted_role: str
     version: int
+    timeline: int | None = None
     peer_version: int | None = None
     left_out: sql.Composable | None = None
 
@@ -159,7 +161,9 @@ def survey(session: Session, mapping: TableMapping) -> tuple[Table, int]:
     queries = (horizon_sql(session.version), _TABLE_SQL, EXTENSION_SQL, IDENTITY_SQL, HEAPS_SQL, COLUMNS_SQL, _KEY_SQL)
     with session.transaction(read_only=True, single=True) as cursor:
         names = {"schema": mapping.schema, "name": mapping.table}
-        ((horizon,),), found, extensions, (server,), heap_rows, column_rows, keys = gather(cursor, queries, names)
+        ((horizon,),), found, extensions, ((*server, timeline),), heap_rows, column_rows, keys = gather(
+            cursor, queries, names
+        )
     if not found:
         raise _missing(session, mapping)
     ((oid, kind, encoding, owned, secured, may_use_schema, may_delete, may_stage, *quoted),) = found
@@ -191,6 +195,7 @@ def survey(session: Session, mapping: TableMapping) -> tuple[Table, int]:
         quoted_database=quoted_database,
         quoted_role=quoted_role,
         version=session.version,
+        timeline=timeline,
     )
     return table, horizon
 

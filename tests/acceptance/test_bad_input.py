@@ -259,8 +259,8 @@ REFUSALS = {
         hint=r"--on-conflict keep \(they stay\), or --on-conflict overwrite",
     ),
     "two types are wrong": Refusal(
-        legacy="ALTER TABLE embeddings ALTER metadata TYPE text, ALTER content TYPE integer USING 1",
-        fact=r"(?s)column content is integer.*column metadata is text",
+        legacy="ALTER TABLE embeddings ALTER metadata TYPE text, ALTER content TYPE bytea USING NULL",
+        fact=r"(?s)column content is bytea.*column metadata is text",
         hint="same type",
     ),
     "two things are wrong": Refusal(

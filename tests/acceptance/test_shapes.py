@@ -488,8 +488,10 @@ def test_key_of_a_partitioned_table_may_hold_what_divides_it(new_move: Callable[
     move = new_move(made, f"{PLAIN[:-1]}, at date)")
     move.copy_and_verify()
     move.legacy.execute("INSERT INTO embeddings (id, at) VALUES (7, '2026-02-02'), (9, '2026-02-02')")
-    refused = move.verify().expect(4)
+    refused = pipeline("sync", env=move.env).expect(4)
     assert "2 keys (id) occur more than once, first: 7, 9" in refused.err
+    figures = move.verify("--check", "rows").expect(3).json["checks"][1]["figures"]
+    assert [(one["kind"], one["key"]) for one in figures["keys"]] == [("doubled", "7"), ("doubled", "9")]
 
 
 def test_tables_that_inherit_are_refused_and_not_left_out(new_move: Callable[..., Move]) -> None:

@@ -246,3 +246,16 @@ def test_sync_behind_the_schema_of_an_old_legacy(new_database: Callable[..., Dat
     pipeline("verify", "--check", "rows", env=env).expect(0)
     pipeline("verify", "--incremental", env=env).expect(0)
     pipeline("diff", "--deep", env=env).expect(0)
+
+
+@pytest.mark.parametrize("changed", ['{"timeline": 99}', '{"horizon": 4000000000}'])
+@pytest.mark.parametrize("side", ["source_horizon", "target_horizon"])
+def test_pass_of_a_server_that_was_set_back_is_not_gone_on_from(move: Move, side: str, changed: str) -> None:
+    pipeline("verify", "--check", "rows", env=move.env).expect(0)
+    move.main.execute(f"UPDATE pipeline.pass SET {side} = {side} || %s", changed)
+    refused = pipeline("verify", "--incremental", env=move.env).expect(4)
+    assert "set back" in refused.err
+    # That a row is older than the pass says nothing then, on either side.
+    move.main.execute(f"UPDATE public.embeddings SET content = 'foreign' WHERE id = {KEY.format(5)}")
+    done = sync(move, code=3)
+    assert (done["deep"], done["kept"]) == (True, 1)
