@@ -15,6 +15,8 @@ from pipeline.postgres.values import Key, key_texts_sql
 
 # age() is a signed 32-bit distance: beyond this many transactions it would count backwards.
 MAX_AGE = 2**31 - 10_000_000
+# Of a table with more rows, changed keys are asked for by themselves: collected, they could take 100 MB.
+COLLECTED_ROWS = 1_000_000
 
 
 def changed_keys(
@@ -131,9 +133,7 @@ def look(session: Session, table: Table, since: int | None = None, but: sql.Comp
     ).format(
         recent=_since_sql(own),
         changed=_since_sql(asked) if but is None else sql.SQL("{} AND NOT ({})").format(_since_sql(asked), but),
-        sum=sql.SQL("pg_catalog.sum(pg_catalog.hashint8extended({}, xmin::pg_catalog.text::pg_catalog.int8))").format(
-            key_hash_sql(table)
-        ),
+        sum=_versions_sql(table),
         table=table.scanned,
     )
     queries = (horizon, _now_sql(session.version), HEAPS_SQL, count)
@@ -161,6 +161,72 @@ def is_written(session: Session, table: Table, before: Look) -> bool:
     if before.rows is None:
         return now.changed is None or now.changed > 0
     return now.since(before)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseLook:
+    """A look, the sums of the keys, and the keys of the rows that were changed; None: too many to come with it."""
+
+    look: Look
+    sums: BucketMap
+    keys: tuple[Key, ...] | None
+
+
+def look_closely(session: Session, table: Table, since: int, but: sql.Composable | None = None) -> CloseLook:
+    """Do by one scan what ``look``, ``key_sums`` and ``changed_keys`` do by three; arguments and errors as there.
+
+    Of a large table the keys do not come with it: the server would collect them in its memory.
+    """
+    with_keys = table.rows_estimate <= COLLECTED_ROWS
+    own = sql.SQL("(SELECT (q.h % 4294967296)::pg_catalog.text FROM ({}) AS q(h))").format(
+        sql.SQL(horizon_sql(session.version))
+    )
+    changed = _since_sql(sql.SQL("(SELECT {})").format(sql.Literal(str(since % 2**32))))
+    query = sql.SQL(
+        "SELECT m.horizon, m.now, q.* FROM (SELECT ({horizon}), ({now})) AS m (horizon, now) LEFT JOIN"
+        " (SELECT {hash} & {mask}, pg_catalog.count(*), pg_catalog.sum({hash})::pg_catalog.text,"
+        " pg_catalog.count(*) FILTER (WHERE {recent}), ({sum} FILTER (WHERE {recent}))::pg_catalog.text,"
+        " pg_catalog.count(*) FILTER (WHERE {changed}), ({sum} FILTER (WHERE {changed}))::pg_catalog.text, {keys}"
+        " FROM {table} GROUP BY 1) q ON true"
+    ).format(
+        horizon=sql.SQL(horizon_sql(session.version)),
+        now=sql.SQL(_now_sql(session.version)),
+        hash=key_hash_sql(table),
+        mask=sql.Literal(BUCKETS - 1),
+        recent=_since_sql(own),
+        changed=changed if but is None else sql.SQL("{} AND NOT ({})").format(changed, but),
+        sum=_versions_sql(table),
+        keys=sql.SQL("pg_catalog.array_agg(ARRAY[{}]) FILTER (WHERE {})").format(
+            key_texts_sql(table), changed if but is None else sql.SQL("{} AND NOT ({})").format(changed, but)
+        )
+        if with_keys
+        else sql.SQL("NULL"),
+        table=table.scanned,
+    )
+    found = session.rows(query)
+    here, now = found[0][:2]
+    _check_age(session, now, since)
+    buckets = [row[2:] for row in found if row[2] is not None]
+    return CloseLook(
+        look=Look(
+            horizon=here,
+            timeline=table.timeline,
+            rows=sum(rows for _, rows, *_ in buckets),
+            recent=sum(row[3] for row in buckets),
+            recent_sum=sum(int(row[4] or 0) for row in buckets),
+            changed=sum(row[5] for row in buckets),
+            changed_sum=sum(int(row[6] or 0) for row in buckets),
+        ),
+        sums=BucketMap(buckets={bucket: (rows, 0, int(total)) for bucket, rows, total, *_ in buckets}),
+        keys=tuple(tuple(key) for row in buckets for key in row[7] or ()) if with_keys else None,
+    )
+
+
+def _versions_sql(table: Table) -> sql.Composable:
+    """Return the sum of a hash of key and transaction: another one where a row version is."""
+    return sql.SQL("pg_catalog.sum(pg_catalog.hashint8extended({}, xmin::pg_catalog.text::pg_catalog.int8))").format(
+        key_hash_sql(table)
+    )
 
 
 def key_sums(session: Session, table: Table) -> BucketMap:

@@ -8,13 +8,14 @@ from typing import Any
 
 from psycopg2 import sql
 
-from pipeline.check.changes import Look, changed_keys, key_sums, look
+from pipeline.check.changes import CloseLook, Look, changed_keys, look, look_closely
 from pipeline.check.compare import compare
 from pipeline.check.differences import BATCH_KEYS, Difference, differences_of, open_buckets
 from pipeline.check.digests import BucketMap
 from pipeline.check.pair import Pair
 from pipeline.postgres.crew import Crew
-from pipeline.postgres.database import Session, clock
+from pipeline.postgres.database import STREAM_ROWS, Session, clock
+from pipeline.postgres.tables import Table
 from pipeline.postgres.values import Key
 from pipeline.settings import Route
 
@@ -163,57 +164,60 @@ def find_touched(crew: Crew, route: Route, pair: Pair, base: Base, take: Take, *
     ends = (route.source, "verify"), (route.target, "verify")
     with crew.together(*ends, *ends) as (source, target, *others):
         checkers = others[0], others[1]
-        began, touched = clock(), 0
-        looks = _look_again(crew, pair, (source, target), (base.source, base.target))
+        began, count = clock(), 0
+        looks, touched = touched_keys(crew, pair, (source, target), base)
         # What differs here was written since the base, perhaps a moment ago: it may be on its way.
         settled = _Settled(crew, pair, None, checkers, began + settle)
-        for keys in touched_keys(crew, pair, (source, target), base, looks):
+        for keys in touched:
             crew.check()
-            touched += len(keys)
+            count += len(keys)
             if (found := _differences_now(crew, pair, checkers, keys)) and (staying := settled.staying(found)):
                 take(staying)
-    return Found(horizons=looks, touched=touched)
+    return Found(horizons=looks, touched=count)
 
 
 def touched_keys(
-    crew: Crew,
-    pair: Pair,
-    sessions: Sessions,
-    base: Base,
-    looks: tuple[Look, Look],
-    same_keys: Callable[[], bool] = lambda: False,
-) -> Iterator[list[Key]]:
-    """Yield, in batches, the keys of all rows that may differ: changed on a side since the base, or there on one only.
+    crew: Crew, pair: Pair, sessions: Sessions, base: Base
+) -> tuple[tuple[Look, Look], Iterator[list[Key]]]:
+    """Look at both tables; return how they stand, and, in batches, the keys of all rows that may differ.
 
-    ``looks`` were taken since the base. ``same_keys``, asked after all changed ones, may spare the comparison of
-    all keys. Of very many keys, one may come more than once.
+    These are the rows that were changed on a side since the base, and those that one side alone has. Of very
+    many keys, one may come more than once.
     """
+    here, there = crew.beside(
+        partial(look_closely, sessions[0], pair.source, base.source.horizon),
+        partial(look_closely, sessions[1], pair.target, base.target.horizon, base.own),
+    )
+    looks = here.look, there.look
     if base.exact and base.still(looks):
-        return
+        return looks, iter(())
+    return looks, _each_once(_touched(pair, sessions, base, here, there))
+
+
+def _each_once(batches: Iterator[Sequence[Key]]) -> Iterator[list[Key]]:
     seen: set[Key] = set()
-    for keys in _touched(crew, pair, sessions, base, looks, same_keys):
+    for keys in batches:
         if new := [key for key in dict.fromkeys(keys) if key not in seen]:
             yield new
         if len(seen) < REMEMBERED_KEYS:
             seen.update(new)
 
 
-def _touched(
-    crew: Crew,
-    pair: Pair,
-    sessions: Sessions,
-    base: Base,
-    looks: tuple[Look, Look],
-    same_keys: Callable[[], bool],
-) -> Iterator[list[Key]]:
+def _touched(pair: Pair, sessions: Sessions, base: Base, here: CloseLook, there: CloseLook) -> Iterator[Sequence[Key]]:
     source, target = sessions
-    if looks[0].since(base.source):
-        yield from changed_keys(source, pair.source, base.source.horizon)
-    if looks[1].since(base.target) and looks[1].changed:
-        yield from changed_keys(target, pair.target, base.target.horizon, but=base.own)
-    if same_keys():
-        return
-    here, there = crew.beside(partial(key_sums, source, pair.source), partial(key_sums, target, pair.target))
-    if buckets := here.differing(there):
+    if here.look.since(base.source):
+        yield from _changed(source, pair.source, base.source, here, None)
+    if there.look.since(base.target) and there.look.changed:
+        yield from _changed(target, pair.target, base.target, there, base.own)
+    if buckets := here.sums.differing(there.sums):
         for batch in _batches(open_buckets((source, pair.source), (target, pair.target), (), buckets)):
             yield [one.key for one in batch]
+
+
+def _changed(
+    session: Session, table: Table, before: Look, now: CloseLook, but: sql.Composable | None
+) -> Iterator[Sequence[Key]]:
+    if now.keys is None:
+        yield from changed_keys(session, table, before.horizon, but)
+    else:
+        yield from (now.keys[first : first + STREAM_ROWS] for first in range(0, len(now.keys), STREAM_ROWS))

@@ -4,38 +4,41 @@ from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from pipeline.check.changes import Look, look
+from pipeline.check.changes import Look
 from pipeline.check.finding import Base, can_be_touched, find_all, touched_keys
 from pipeline.events import Event, Reconciled, SyncDone
 from pipeline.failpoints import failpoint
 from pipeline.ledger import leases, runs
 from pipeline.ledger.marks import written_sql
 from pipeline.ledger.passes import record_pass
-from pipeline.move.bringing import Bringers, bringing
+from pipeline.move.bringing import bringing
 from pipeline.move.lease import Lease
 from pipeline.move.reconcile import Outcome
 from pipeline.move.retry import with_retries
 from pipeline.move.sync_plan import SyncJob, planned, policy_of, prepare_sync
 from pipeline.options import SyncOptions
 from pipeline.postgres.crew import Crew
-from pipeline.postgres.database import Session, clock
+from pipeline.postgres.database import clock
 from pipeline.settings import Route
 
 # A source with a steady writer never holds still; after this many passes the next command goes on.
 MAX_PASSES = 10
+# A pass this short is the last one: a sync promises what was written before it began.
+SHORT_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Pass:
     """One pass: how both tables stood before it, what it did, and how many keys it looked at by themselves.
 
-    ``whole`` says that it saw every row that only the target has.
+    ``whole`` says that it saw every row that only the target has, ``incremental`` that it began from a base.
     """
 
     looks: tuple[Look, Look]
     outcome: Outcome
     touched: int
     whole: bool
+    incremental: bool
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,13 +57,13 @@ class _Done:
         """Return whether every row of the source that was not written since the looks stands on the target, equal."""
         return not self.outcome.kept
 
-    def add(self, one: _Pass) -> None:
-        """Count a pass."""
+    def add(self, one: _Pass, seconds: float) -> None:
+        """Count a pass. After a short one another would see little more: what was written while this one ran."""
         self.passes += 1
         self.touched += one.touched
         self.outcome = self.outcome.plus(one.outcome)
         self.looks = one.looks
-        self.settled = not one.outcome.written
+        self.settled = not one.outcome.written or (one.incremental and seconds < SHORT_SECONDS)
         if one.whole:
             self.foreign = one.outcome.foreign
 
@@ -92,7 +95,8 @@ def _passes(crew: Crew, job: SyncJob, lease: Lease, options: SyncOptions) -> _Do
         started = clock()
         work = partial(_pass, crew, job, lease, options, base)
         this = with_retries(crew, "the pass over both sides", options.deadline_seconds, work)
-        done.add(this)
+        seconds = clock() - started
+        done.add(this, seconds)
         crew.emit(
             Reconciled(
                 number=done.passes,
@@ -100,18 +104,11 @@ def _passes(crew: Crew, job: SyncJob, lease: Lease, options: SyncOptions) -> _Do
                 upserted=this.outcome.inserted + this.outcome.updated,
                 deleted=this.outcome.deleted,
                 foreign=this.outcome.foreign,
-                seconds=clock() - started,
+                seconds=seconds,
             )
         )
-        if not can_be_touched(job.pair):
-            continue
-        base = Base(source=this.looks[0], target=this.looks[1], own=written_sql(lease.run_id, "r"))
-        if not done.settled:
-            again = partial(_quiet, crew, job, base, this.outcome)
-            if (
-                quiet := with_retries(crew, "looking at both sides again", options.deadline_seconds, again)
-            ) is not None:
-                done.looks, done.settled = quiet, True
+        if can_be_touched(job.pair):
+            base = Base(source=this.looks[0], target=this.looks[1], own=written_sql(lease.run_id, "r"))
     failpoint("before_pass")
     with_retries(crew, "closing the books", options.deadline_seconds, partial(_record, crew, job, lease, done))
     return done
@@ -135,51 +132,21 @@ def _pass(crew: Crew, job: SyncJob, lease: Lease, options: SyncOptions, base: Ba
             ).horizons
         else:
             with crew.together(*ends) as (here, there):
-                looks = _look(crew, job, (here, there), base)
-                same_keys = partial(_same_keys, base, looks, bringers)
-                for keys in touched_keys(crew, job.pair, (here, there), base, looks, same_keys):
+                looks, touched = touched_keys(crew, job.pair, (here, there), base)
+                for keys in touched:
                     bringers.bring(keys)
-    whole = base is None or not (base.exact and base.still(looks))
-    return _Pass(looks=looks, outcome=bringers.outcome, touched=bringers.touched, whole=whole)
-
-
-def _same_keys(base: Base, looks: tuple[Look, Look], bringers: Bringers) -> bool:
-    """Return whether the numbers of rows alone prove that both sides have the same keys, once all changes are brought.
-
-    At the base the target had every key of the source, and nobody else has written there since. So it has them
-    still, and the new ones: with as many rows as the source, it has no other.
-    """
-    here, there = looks
-    outcome = bringers.settle()
-    nobody = (there.rows, there.changed, there.changed_sum) == (
-        base.target.rows,
-        base.target.recent or 0,
-        base.target.recent_sum or 0,
+    outcome = bringers.outcome
+    target = looks[1]
+    if base is not None and target.rows is not None:
+        # As it stands with what this pass has written: to the next one, that is no change.
+        target = replace(target, rows=target.rows + outcome.inserted - outcome.deleted)
+    return _Pass(
+        looks=(looks[0], target),
+        outcome=outcome,
+        touched=bringers.touched,
+        whole=base is None or not (base.exact and base.still(looks)),
+        incremental=base is not None,
     )
-    if not (base.exact and nobody) or outcome.deleted or outcome.foreign or there.rows is None:
-        return False
-    return here.rows == there.rows + outcome.inserted
-
-
-def _look(crew: Crew, job: SyncJob, sessions: tuple[Session, Session], base: Base) -> tuple[Look, Look]:
-    return crew.beside(
-        partial(look, sessions[0], job.pair.source, base.source.horizon),
-        partial(look, sessions[1], job.pair.target, base.target.horizon, base.own),
-    )
-
-
-def _quiet(crew: Crew, job: SyncJob, base: Base, outcome: Outcome, _attempt: int) -> tuple[Look, Look] | None:
-    """Look at both tables again; return how they stand if nobody but this sync wrote since the pass began, else None.
-
-    Then what the pass has found was all, and another one would find nothing.
-    """
-    ends = (job.route.source, "sync"), (job.route.target, "sync")
-    with crew.together(*ends) as (source, target):
-        here, there = _look(crew, job, (source, target), base)
-    expected = base.target
-    if expected.rows is not None:
-        expected = replace(expected, rows=expected.rows + outcome.inserted - outcome.deleted)
-    return None if here.since(base.source) or there.since(expected) else (here, there)
 
 
 def _record(crew: Crew, job: SyncJob, lease: Lease, done: _Done, _attempt: int) -> None:

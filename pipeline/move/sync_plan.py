@@ -11,6 +11,7 @@ from pipeline.ledger import runs
 from pipeline.ledger.marks import written_sql
 from pipeline.ledger.passes import Pass, latest_pass
 from pipeline.ledger.quarantine import count_quarantine
+from pipeline.move.lease import LEASE, RUN
 from pipeline.move.reconcile import Policy
 from pipeline.options import SyncOptions
 from pipeline.postgres.crew import Crew
@@ -39,7 +40,9 @@ class SyncJob:
 
 def prepare_sync(crew: Crew, route: Route, options: SyncOptions, *, to_write: bool, dry: bool = False) -> SyncJob:
     """Read both tables and the ledger; record the run that keeps the books of a first sync, unless it is a dry one."""
-    with crew.together((route.source, "sync"), (route.target, "sync")) as (source, target):
+    if to_write and not dry:
+        crew.warm((route.target, LEASE), (route.source, RUN), (route.target, RUN))
+    with crew.together((route.source, RUN), (route.target, RUN)) as (source, target):
         # What is only listed needs no books.
         has_ledger = not dry or _has_passes(target)
         run, set_aside = _copy_run(target, route) if has_ledger else (None, False)
