@@ -17,6 +17,8 @@ from pipeline.postgres.values import Key, key_texts_sql
 MAX_AGE = 2**31 - 10_000_000
 # Of a table with more rows, changed keys are asked for by themselves: collected, they could take 100 MB.
 COLLECTED_ROWS = 1_000_000
+# The planner takes every row for a group of its own, and would sort or write to disk what is some thousand buckets.
+_IN_MEMORY = sql.SQL("SET LOCAL work_mem = '64MB'; SET LOCAL enable_sort = off; ")
 
 
 def changed_keys(
@@ -175,50 +177,57 @@ class CloseLook:
 def look_closely(session: Session, table: Table, since: int, but: sql.Composable | None = None) -> CloseLook:
     """Do by one scan what ``look``, ``key_sums`` and ``changed_keys`` do by three; arguments and errors as there.
 
-    Of a large table the keys do not come with it: the server would collect them in its memory.
+    Of a large table the keys do not come with it, and it is scanned twice: the server would have to collect
+    them in its memory.
     """
-    with_keys = table.rows_estimate <= COLLECTED_ROWS
-    own = sql.SQL("(SELECT (q.h % 4294967296)::pg_catalog.text FROM ({}) AS q(h))").format(
-        sql.SQL(horizon_sql(session.version))
+    if table.rows_estimate > COLLECTED_ROWS:
+        return CloseLook(look=look(session, table, since, but), sums=key_sums(session, table), keys=None)
+    now = sql.SQL(_now_sql(session.version))
+    horizon = sql.SQL(horizon_sql(session.version))
+    own = sql.SQL("(SELECT (q.h % 4294967296)::pg_catalog.text FROM ({}) AS q(h))").format(horizon)
+    # Of few rows more is asked than key and count: each filter would cost all the others something.
+    of_changed = sql.SQL(", ").join(
+        [
+            sql.SQL("pg_catalog.hashint8extended({}, xmin::pg_catalog.text::pg_catalog.int8)::pg_catalog.text").format(
+                key_hash_sql(table)
+            ),
+            sql.SQL("({})::pg_catalog.text").format(_since_sql(own)),
+            sql.SQL("({})::pg_catalog.text").format(sql.SQL("false") if but is None else but),
+            key_texts_sql(table),
+        ]
     )
-    changed = _since_sql(sql.SQL("(SELECT {})").format(sql.Literal(str(since % 2**32))))
     query = sql.SQL(
         "SELECT m.horizon, m.now, q.* FROM (SELECT ({horizon}), ({now})) AS m (horizon, now) LEFT JOIN"
-        " (SELECT {hash} & {mask}, pg_catalog.count(*), pg_catalog.sum({hash})::pg_catalog.text,"
-        " pg_catalog.count(*) FILTER (WHERE {recent}), ({sum} FILTER (WHERE {recent}))::pg_catalog.text,"
-        " pg_catalog.count(*) FILTER (WHERE {changed}), ({sum} FILTER (WHERE {changed}))::pg_catalog.text, {keys}"
-        " FROM {table} GROUP BY 1) q ON true"
+        " (SELECT {hash} & {mask}, pg_catalog.count(*), pg_catalog.sum({hash}),"
+        " pg_catalog.array_agg(ARRAY[{of_changed}]) FILTER (WHERE {changed}) FROM {table} GROUP BY 1) q ON true"
     ).format(
-        horizon=sql.SQL(horizon_sql(session.version)),
-        now=sql.SQL(_now_sql(session.version)),
+        horizon=horizon,
+        now=now,
         hash=key_hash_sql(table),
         mask=sql.Literal(BUCKETS - 1),
-        recent=_since_sql(own),
-        changed=changed if but is None else sql.SQL("{} AND NOT ({})").format(changed, but),
-        sum=_versions_sql(table),
-        keys=sql.SQL("pg_catalog.array_agg(ARRAY[{}]) FILTER (WHERE {})").format(
-            key_texts_sql(table), changed if but is None else sql.SQL("{} AND NOT ({})").format(changed, but)
-        )
-        if with_keys
-        else sql.SQL("NULL"),
+        of_changed=of_changed,
+        changed=_since_sql(sql.SQL("(SELECT {})").format(sql.Literal(str(since % 2**32)))),
         table=table.scanned,
     )
-    found = session.rows(query)
-    here, now = found[0][:2]
-    _check_age(session, now, since)
+    found = session.rows(_IN_MEMORY + query)
+    here, there = found[0][:2]
+    _check_age(session, there, since)
     buckets = [row[2:] for row in found if row[2] is not None]
+    changed = [one for *_, rows in buckets for one in rows or ()]
+    recent = [int(version) for version, is_recent, *_ in changed if is_recent == "true"]
+    foreign = [(int(version), tuple(key)) for version, _, is_left_out, *key in changed if is_left_out != "true"]
     return CloseLook(
         look=Look(
             horizon=here,
             timeline=table.timeline,
             rows=sum(rows for _, rows, *_ in buckets),
-            recent=sum(row[3] for row in buckets),
-            recent_sum=sum(int(row[4] or 0) for row in buckets),
-            changed=sum(row[5] for row in buckets),
-            changed_sum=sum(int(row[6] or 0) for row in buckets),
+            recent=len(recent),
+            recent_sum=sum(recent),
+            changed=len(foreign),
+            changed_sum=sum(version for version, _ in foreign),
         ),
-        sums=BucketMap(buckets={bucket: (rows, 0, int(total)) for bucket, rows, total, *_ in buckets}),
-        keys=tuple(tuple(key) for row in buckets for key in row[7] or ()) if with_keys else None,
+        sums=BucketMap(buckets={bucket: (rows, 0, int(total)) for bucket, rows, total, _ in buckets}),
+        keys=tuple(key for _, key in foreign),
     )
 
 
@@ -234,4 +243,5 @@ def key_sums(session: Session, table: Table) -> BucketMap:
     query = sql.SQL(
         "SELECT h & {mask}, pg_catalog.count(*), pg_catalog.sum(h) FROM (SELECT {hash} AS h FROM {table}) q GROUP BY 1"
     ).format(mask=sql.Literal(BUCKETS - 1), hash=key_hash_sql(table), table=table.scanned)
-    return BucketMap(buckets={bucket: (rows, 0, int(total)) for bucket, rows, total in session.rows(query)})
+    found = session.rows(_IN_MEMORY + query)
+    return BucketMap(buckets={bucket: (rows, 0, int(total)) for bucket, rows, total in found})

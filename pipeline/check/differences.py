@@ -1,10 +1,11 @@
 """The rows that differ: inside buckets, merged in key order, or looked up by their keys."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any, Literal
 
 from psycopg2 import sql
@@ -19,6 +20,11 @@ DifferenceKind = Literal["missing", "extra", "different", "doubled"]
 KINDS: tuple[DifferenceKind, ...] = ("missing", "extra", "different", "doubled")
 # Keys that are looked up at once.
 BATCH_KEYS = 1_000
+# Hashes are small: so many come at once, and of so many that differ the keys are fetched by one scan.
+HASH_ROWS = 20_000
+FETCHED_HASHES = 50_000
+# The first version that searches a long array by a hash table.
+HASHED_ARRAY_VERSION = 140000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +146,77 @@ def _rows_sql(table: Table, columns: Sequence[str], alias: str, place: sql.Compo
 def _row(found: Sequence[Any], key_columns: int) -> _Row:
     binary, page, *rest = found
     return _Row(binary=bytes(binary), key=tuple(rest[:key_columns]), hashes=tuple(rest[key_columns:]), page=page)
+
+
+def one_sided_keys(
+    source: tuple[Session, Table], target: tuple[Session, Table], buckets: Sequence[int]
+) -> Iterator[list[Key]]:
+    """Yield, in batches, the keys inside the given buckets that one side alone has, or has more than once.
+
+    The hashes of all keys are compared, in bounded memory; only of those that differ the keys are fetched.
+    """
+    if min(source[1].version, target[1].version) < HASHED_ARRAY_VERSION:
+        # There a list of hashes is searched from its beginning, for every row.
+        found = open_buckets(source, target, (), buckets)
+        while batch := [one.key for one in islice(found, BATCH_KEYS)]:
+            yield batch
+        return
+    wanted: tuple[list[int], list[int]] = ([], [])
+    for here, there in _hashes_by_bucket(source, target, buckets):
+        mine, theirs = set(here), set(there)
+        wanted[0].extend(mine - theirs)
+        wanted[1].extend(theirs - mine)
+        for side, hashes, all_of_them in ((0, mine, here), (1, theirs, there)):
+            if len(hashes) < len(all_of_them):
+                wanted[side].extend(one for one, times in Counter(all_of_them).items() if times > 1)
+        if sum(map(len, wanted)) >= FETCHED_HASHES:
+            yield from _keys_of_hashes(source, target, wanted)
+            wanted = ([], [])
+    yield from _keys_of_hashes(source, target, wanted)
+
+
+def _hashes_by_bucket(
+    source: tuple[Session, Table], target: tuple[Session, Table], buckets: Sequence[int]
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Yield the hashes of the keys of both sides, bucket by bucket."""
+    streams = [_hashes(*side, buckets) for side in (source, target)]
+    with ThreadPoolExecutor(2) as both:
+        heads = list(both.map(next, streams, (None, None)))
+    for bucket in sorted(buckets):
+        found: tuple[list[int], list[int]] = ([], [])
+        for side, stream in enumerate(streams):
+            head = heads[side]
+            if head is not None and head[0] == bucket:
+                found[side].extend(head[1])
+                heads[side] = next(stream, None)
+        yield found
+
+
+def _hashes(session: Session, table: Table, buckets: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+    query = sql.SQL(
+        "SELECT h FROM (SELECT {hash} AS h FROM {table}) q"
+        " WHERE (h & {mask}) = ANY ({buckets}::pg_catalog.int8[]) ORDER BY h & {mask}"
+    ).format(
+        hash=key_hash_sql(table),
+        table=table.scanned,
+        mask=sql.Literal(BUCKETS - 1),
+        buckets=sql.Literal(list(buckets)),
+    )
+    hashes = (found for batch in session.stream(query, batch_rows=HASH_ROWS) for (found,) in batch)
+    for bucket, same in groupby(hashes, key=(BUCKETS - 1).__and__):
+        yield bucket, list(same)
+
+
+def _keys_of_hashes(
+    source: tuple[Session, Table], target: tuple[Session, Table], wanted: tuple[list[int], list[int]]
+) -> Iterator[list[Key]]:
+    for (session, table), hashes in zip((source, target), wanted, strict=True):
+        if hashes:
+            query = sql.SQL("SELECT {} FROM {} WHERE {} = ANY ({}::pg_catalog.int8[])").format(
+                key_texts_sql(table), table.scanned, key_hash_sql(table), sql.Literal(hashes)
+            )
+            for batch in session.stream(query):
+                yield [tuple(key) for key in batch]
 
 
 def differences_of(

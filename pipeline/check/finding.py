@@ -10,7 +10,7 @@ from psycopg2 import sql
 
 from pipeline.check.changes import CloseLook, Look, changed_keys, look, look_closely
 from pipeline.check.compare import compare
-from pipeline.check.differences import BATCH_KEYS, Difference, differences_of, open_buckets
+from pipeline.check.differences import BATCH_KEYS, Difference, differences_of, one_sided_keys, open_buckets
 from pipeline.check.digests import BucketMap
 from pipeline.check.pair import Pair
 from pipeline.postgres.crew import Crew
@@ -177,12 +177,12 @@ def find_touched(crew: Crew, route: Route, pair: Pair, base: Base, take: Take, *
 
 
 def touched_keys(
-    crew: Crew, pair: Pair, sessions: Sessions, base: Base
+    crew: Crew, pair: Pair, sessions: Sessions, base: Base, changes_done: Callable[[], object] = lambda: None
 ) -> tuple[tuple[Look, Look], Iterator[list[Key]]]:
     """Look at both tables; return how they stand, and, in batches, the keys of all rows that may differ.
 
-    These are the rows that were changed on a side since the base, and those that one side alone has. Of very
-    many keys, one may come more than once.
+    These are the rows that were changed on a side since the base, then those that one side alone has.
+    ``changes_done`` is called in between. Of very many keys, one may come more than once.
     """
     here, there = crew.beside(
         partial(look_closely, sessions[0], pair.source, base.source.horizon),
@@ -191,7 +191,7 @@ def touched_keys(
     looks = here.look, there.look
     if base.exact and base.still(looks):
         return looks, iter(())
-    return looks, _each_once(_touched(pair, sessions, base, here, there))
+    return looks, _each_once(_touched(pair, sessions, base, (here, there), changes_done))
 
 
 def _each_once(batches: Iterator[Sequence[Key]]) -> Iterator[list[Key]]:
@@ -203,15 +203,21 @@ def _each_once(batches: Iterator[Sequence[Key]]) -> Iterator[list[Key]]:
             seen.update(new)
 
 
-def _touched(pair: Pair, sessions: Sessions, base: Base, here: CloseLook, there: CloseLook) -> Iterator[Sequence[Key]]:
-    source, target = sessions
+def _touched(
+    pair: Pair,
+    sessions: Sessions,
+    base: Base,
+    looks: tuple[CloseLook, CloseLook],
+    changes_done: Callable[[], object],
+) -> Iterator[Sequence[Key]]:
+    (source, target), (here, there) = sessions, looks
     if here.look.since(base.source):
         yield from _changed(source, pair.source, base.source, here, None)
     if there.look.since(base.target) and there.look.changed:
         yield from _changed(target, pair.target, base.target, there, base.own)
     if buckets := here.sums.differing(there.sums):
-        for batch in _batches(open_buckets((source, pair.source), (target, pair.target), (), buckets)):
-            yield [one.key for one in batch]
+        changes_done()
+        yield from one_sided_keys((source, pair.source), (target, pair.target), buckets)
 
 
 def _changed(

@@ -132,7 +132,7 @@ def _pass(crew: Crew, job: SyncJob, lease: Lease, options: SyncOptions, base: Ba
             ).horizons
         else:
             with crew.together(*ends) as (here, there):
-                looks, touched = touched_keys(crew, job.pair, (here, there), base)
+                looks, touched = touched_keys(crew, job.pair, (here, there), base, bringers.settle)
                 for keys in touched:
                     bringers.bring(keys)
     outcome = bringers.outcome
