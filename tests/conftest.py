@@ -149,11 +149,16 @@ def main(new_database: Callable[..., Database], main_template: Callable[[int], s
 
 
 @pytest.fixture
-def new_move(new_database: Callable[..., Database]) -> Callable[..., Move]:
-    """Return a function from the SQL of both tables to a move between two new databases, 16 and 18."""
+def new_move(new_database: Callable[..., Database], ledger_template: str) -> Callable[..., Move]:
+    """Return a function from the SQL of both tables to a move between two new databases, 16 and 18.
+
+    Where main's table is made by hand and the extension is in its usual place, the ledger stands already.
+    """
 
     def make(legacy_sql: str, main_sql: str, *more: str, **env: str) -> Move:
-        return moves.new_move(new_database("16"), new_database("18"), legacy_sql, main_sql, *more, **env)
+        made = main_sql and (len(more) < 2 or more[1] == "public") and not env.get("extension")
+        main = new_database("18", ledger_template) if made else new_database("18")
+        return moves.new_move(new_database("16"), main, legacy_sql, main_sql, *more, **env)
 
     return make
 

@@ -57,7 +57,7 @@ def test_searches_of_the_whole_corpus_make_sense_and_commands_work_by_hand(tempo
     kept = {name: value.text for name, value in read_env_file(folder / ".env").items()}
     by_hand = clean_environment() | kept | {"COLUMNS": "100"}
     assert "nothing to do" in pipeline("copy", "--from", "legacy", "--to", "main", env=by_hand).expect(0).out
-    pipeline("verify", "--env-file", str(folder / ".env"), env=clean_environment()).expect(0)
+    pipeline("verify", "--check", "rows", "--env-file", str(folder / ".env"), env=clean_environment()).expect(0)
     assert "done" in pipeline("status", env=by_hand).expect(0).out
     found = pipeline("search", "parse command line arguments", "--k", "2", env=by_hand).expect(0).out
     assert "argparse" in found

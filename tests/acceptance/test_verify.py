@@ -17,7 +17,7 @@ def verified(
 ) -> Iterator[tuple[Database, dict[str, str], str]]:
     """Return a main that holds equal rows, the environment, and the key of a row with every oddity."""
     data = load("nomic768")
-    fill(legacy, data, load("google768"))
+    fill(legacy, data)
     key = data.rows[7]["id"]
     legacy.execute(
         """UPDATE public.embeddings SET content = '', metadata = '{"price": 1.10}',"""
@@ -171,7 +171,7 @@ def test_incremental_verify_compares_what_was_touched_on_either_side(
 
 
 def test_interrupted_comparison_goes_on_where_it_was(legacy: Database, main: Database) -> None:
-    fill_generated(legacy, 40_000)
+    fill_generated(legacy, 500)
     env = environment(legacy=legacy, main=main)
     pipeline("copy", env=env).expect(0)
     # Longer than the ledger waits to be told, then killed: the second slice is never summed up.
@@ -188,7 +188,7 @@ def test_interrupted_comparison_goes_on_where_it_was(legacy: Database, main: Dat
     )
     assert source + target > 0
     # Written meanwhile, before and behind the place where it was: still found.
-    main.execute("UPDATE public.embeddings SET content = 'x' WHERE id IN (md5('row1')::uuid, md5('row40000')::uuid)")
+    main.execute("UPDATE public.embeddings SET content = 'x' WHERE id IN (md5('row1')::uuid, md5('row500')::uuid)")
     figures = checks_of(verify(env, "--check", "rows", "--settle", "0").expect(3))["digests"]["figures"]
     assert (figures["different_rows"], figures["differing_rows"]) == (2, 2)
     assert main.value("SELECT count(*) FROM pipeline.comparison") == 0

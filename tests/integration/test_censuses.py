@@ -53,7 +53,7 @@ def both(new_database: Callable[..., Database]) -> tuple[Database, Database]:
     return databases
 
 
-@pytest.mark.parametrize("name", ["nomic768", "google768", "minilm384_docs"])
+@pytest.mark.parametrize("name", ["nomic768", "google768"])
 def test_equal_tables_are_alike_on_both_servers(name: str, new_database: Callable[..., Database]) -> None:
     data, databases = load(name), (new_database("16.2"), new_database("18"))
     for database in databases:

@@ -63,7 +63,7 @@ def synced(route: Route, *, deep: bool, deadline: float = 60) -> SyncDone:
         return [one for one in events if isinstance(one, SyncDone)][-1]
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(STEP, min_size=1, max_size=4))
 @example(steps=[([("legacy", 1, ("a", "[0,0,0]")), ("main", 1, ("a", "[-0,0,0]"))], True, ("in_reconcile", 1))])
 def test_sync_makes_equal_from_any_state_and_after_any_interruption(
