@@ -157,17 +157,17 @@ def test_incremental_verify_compares_what_was_touched_on_either_side(
     assert done["checks"][1]["figures"]["rows"] == 0
     legacy.execute("UPDATE public.embeddings SET content = 'new' WHERE id = %s", key)
     main.execute("UPDATE public.embeddings SET content = content WHERE id <> %s AND metadata IS NOT NULL", key)
-    figures = checks_of(verify(env, "--incremental").expect(3))["digests"]["figures"]
+    figures = checks_of(verify(env, "--incremental", "--settle", "0").expect(3))["digests"]["figures"]
     assert (figures["differing_rows"], figures["keys"][0]["key"], figures["columns"]) == (1, key, {"content": 1})
     assert 1 < figures["rows"] <= rows
     # A sync's own rows are compared too.
     pipeline("sync", env=env).expect(0)
     assert checks_of(verify(env, "--incremental").expect(0))["digests"]["figures"]["rows"] >= 1
     main.execute("DELETE FROM public.embeddings WHERE id = %s", key)
-    checks = checks_of(verify(env, "--incremental").expect(3))
+    checks = checks_of(verify(env, "--incremental", "--settle", "0").expect(3))
     assert (checks["counts"]["verdict"], checks["digests"]["figures"]["missing_rows"]) == ("fail", 1)
     # A verdict that failed is nothing to go on from: still the last that passed.
-    assert checks_of(verify(env, "--incremental").expect(3))["digests"]["figures"]["missing_rows"] == 1
+    assert checks_of(verify(env, "--incremental", "--settle", "0").expect(3))["digests"]["figures"]["missing_rows"] == 1
 
 
 def test_interrupted_comparison_goes_on_where_it_was(legacy: Database, main: Database) -> None:

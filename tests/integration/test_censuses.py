@@ -28,7 +28,7 @@ COUNTS = (
 def census_of(way: Route, *, set_aside: bool = False) -> CheckDone:
     with Crew() as crew, crew.session(way.source, "test") as source, crew.session(way.target, "test") as target:
         pair = read_pair(crew, source, target, way, to_write=False, set_aside=set_aside)
-        return check_census(crew, Ladder(route=way, pair=pair, options=VerifyOptions()))
+        return check_census(crew, Ladder(route=way, pair=pair, options=VerifyOptions(settle_seconds=0.0)))
 
 
 def figures(done: CheckDone, side: str) -> dict[str, Any]:
@@ -218,7 +218,7 @@ def test_side_that_the_role_may_not_read_whole_is_partial(both: tuple[Database, 
             pair = read_pair(crew, source, target, way, to_write=False)
             legacy.execute("ALTER TABLE public.embeddings ENABLE ROW LEVEL SECURITY")
             pair = replace(pair, source=describe(source, TableMapping()))
-            done = check_census(crew, Ladder(route=way, pair=pair, options=VerifyOptions()))
+            done = check_census(crew, Ladder(route=way, pair=pair, options=VerifyOptions(settle_seconds=0.0)))
         assert done.verdict == "partial"
         assert f"legacy: row-level security hides rows of public.embeddings from the role {role}" in done.summary
         assert done.figures["source"] is None
