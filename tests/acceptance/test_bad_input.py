@@ -67,7 +67,7 @@ class Pair:
         return pipeline("copy", *arguments, env=self.env(**more))
 
     def verify(self, **more: str) -> Outcome:
-        return pipeline("verify", env=self.env(**more))
+        return pipeline("verify", "--check", "rows", "--check", "parity", env=self.env(**more))
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
@@ -518,7 +518,7 @@ def test_copy_by_urls_goes_both_ways_with_a_password_file(
     urls = [f"postgresql://postgres@127.0.0.1:{d.server.port}/{d.name}" for d in (pair.legacy, pair.main, home)]
     for source, target in itertools.pairwise(urls):
         pipeline("copy", "--from", source, "--to", target, env=env).expect(EXIT_OK)
-        pipeline("verify", "--from", source, "--to", target, env=env).expect(EXIT_OK)
+        pipeline("verify", "--check", "rows", "--from", source, "--to", target, env=env).expect(EXIT_OK)
     assert contents(home)["public.embeddings"][1] == contents(pair.legacy)["public.embeddings"][1]
 
 

@@ -44,7 +44,7 @@ class Sides:
         return pipeline("copy", "--slice-size", "1", *more, env=self.env | env)
 
     def verify(self) -> Outcome:
-        return pipeline("verify", "--json", env=self.env)
+        return pipeline("verify", "--check", "rows", "--check", "parity", "--json", env=self.env)
 
 
 @pytest.fixture

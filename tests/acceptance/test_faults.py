@@ -45,7 +45,7 @@ def test_kill_9_at_each_point_leaves_what_the_next_copy_goes_on_from(name: str, 
     bench.check_books()
     assert content(bench.main) == content(bench.legacy)
     assert bench.main.rows(INDEXES) == [("by_number", True), *STANDING]
-    pipeline("verify", env=bench.env()).expect(0)
+    pipeline("verify", "--check", "rows", "--check", "parity", env=bench.env()).expect(0)
 
 
 def test_failpoints_are_inert_outside_a_test(full: Bench) -> None:
@@ -101,7 +101,7 @@ def test_signal_ends_verify_and_its_statements(number: signal.Signals, code: int
         process.send_signal(number)
         assert finish(process, timeout=10).code == code
         wait_until(lambda: all(database.value(OURS) == 0 for database in full.databases.values()))
-    pipeline("verify", env=full.env()).expect(0)
+    pipeline("verify", "--check", "rows", "--check", "parity", env=full.env()).expect(0)
 
 
 def test_copier_killed_behind_a_dead_network_is_taken_over(full: Bench) -> None:

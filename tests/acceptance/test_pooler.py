@@ -113,7 +113,7 @@ def test_whole_move_goes_through_poolers(full: Bench, through: dict[str, str]) -
     done = pipeline("copy", "--slice-size", "1", "--json", env=through).expect(0).json["copy"]
     assert done["settled"] is True
     check_rows(full)
-    assert pipeline("verify", "--json", env=through).expect(0).json["verdict"] == "pass"
+    assert pipeline("verify", "--check", "rows", "--json", env=through).expect(0).json["verdict"] == "pass"
     (run,) = pipeline("status", "--json", env=through).expect(0).json["runs"]
     assert run["phase"] == "done"
 
