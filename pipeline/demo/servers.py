@@ -30,6 +30,9 @@ SUPERUSER = "postgres"
 # Root cannot run PostgreSQL; this account exists on every Unix and owns nothing.
 UNPRIVILEGED_ACCOUNT = "nobody"
 _START_SECONDS = 30
+# So many ports are tried; the server's words where one is taken.
+_PORTS = 4
+_TAKEN = "could not bind"
 
 
 class ServerError(PipelineError):
@@ -98,7 +101,7 @@ def create_server(folder: Path, release: str, password: str, settings: Mapping[s
     """
     folder.mkdir(mode=0o711, parents=True)
     programs = _programs(folder, release)
-    server = Server(folder=folder, release=release, port=free_port(), programs=programs)
+    data = folder / "data"
     with tempfile.NamedTemporaryFile("w", dir=folder, prefix="pw") as secret:
         secret.write(password)
         secret.flush()
@@ -108,16 +111,29 @@ def create_server(folder: Path, release: str, password: str, settings: Mapping[s
                 os.chown(path, account.pw_uid, account.pw_gid)
         done = _run(
             programs / "initdb",
-            *("-D", str(server.data), "-U", SUPERUSER, "--pwfile", secret.name),
+            *("-D", str(data), "-U", SUPERUSER, "--pwfile", secret.name),
             *("--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"),
         )
     if done.returncode:
         raise ServerError(f"initdb failed in {folder}", done.stderr.strip())
-    with (server.data / "postgresql.conf").open("a") as conf:
+    with (data / "postgresql.conf").open("a") as conf:
         for name, value in (settings or {}).items():
             conf.write(f"{name} = '{value}'\n")
-    server.start()
-    return server
+    return _started(folder, release, programs)
+
+
+def _started(folder: Path, release: str, programs: Path) -> Server:
+    """Start the server on a free port; on another one where somebody was faster, as any connection's own end may be."""
+    for _ in range(_PORTS):
+        server = Server(folder=folder, release=release, port=free_port(), programs=programs)
+        try:
+            server.start()
+            return server
+        except ServerError as error:
+            if _TAKEN not in server.log.read_text(errors="replace"):
+                raise
+            taken = error
+    raise taken
 
 
 def running_pid(folder: Path) -> int | None:
