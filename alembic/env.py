@@ -22,16 +22,17 @@ import psycopg2.extras
 import sqlalchemy as sa
 from alembic import context
 from alembic.runtime.migration import MigrationContext, MigrationStep, RevisionStep
-from sqlalchemy.pool import NullPool
 
 from pipeline.errors import ConflictError, PipelineError, SettingsError, StoppedError
 from pipeline.migration import (
+    DIALECT,
     LEDGER,
     LEDGER_SCHEMA,
     Block,
     Literal,
     Target,
     create_schema,
+    engine_on,
     installed_extension,
 )
 from pipeline.postgres.database import Session
@@ -51,7 +52,6 @@ TRANSACTION_SETTINGS = (
 # "pipeline" in ASCII, as a number. It ends with the transaction, so a transaction pooler cannot orphan it.
 LOCK = "SELECT pg_catalog.pg_advisory_xact_lock(8100128985715404389)"
 OPTIONS = ("env_file", "extension_schema", "adopt", "drop_rows")
-DIALECT = "postgresql+psycopg2://"
 QUERY_CANCELED = "57014"
 
 Steps = Callable[[Any, MigrationContext], Iterable[MigrationStep]]
@@ -104,18 +104,10 @@ def _run_as_process(steps: Steps) -> None:
     # A column of the application's own type in an adopted table is none of ours.
     warnings.filterwarnings("ignore", message="Did not recognize type", category=sa.exc.SAWarning)
     with Session(settings.endpoint("main"), "alembic") as session:
-        session.connection.autocommit = False
         # Inside libpq's own waiting Ctrl-C does nothing until the statement ends; here it cancels it.
         # Not earlier: libpq's connect_timeout holds only while it waits itself.
         psycopg2.extensions.set_wait_callback(psycopg2.extras.wait_select)
-        # The session has connected and translated what went wrong; no URL ever holds a password.
-        engine = sa.create_engine(
-            DIALECT,
-            creator=lambda: session.connection,
-            poolclass=NullPool,
-            isolation_level="READ COMMITTED",
-            hide_parameters=True,
-        )
+        engine = engine_on(session)
         translated = partial(_translated, session.label, lambda: session.lost)
         # Inside too: once the block has closed the connection, every error would look like a lost one.
         with translated(), engine.connect() as connection, translated():

@@ -3,13 +3,12 @@
 import argparse
 from pathlib import Path
 
-import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
-from sqlalchemy.pool import NullPool
 
 from pipeline.endpoints import Endpoint
 from pipeline.errors import RefusedError
+from pipeline.migration import engine_on
 from pipeline.postgres.database import Session
 from pipeline.settings import Settings
 
@@ -26,16 +25,7 @@ def install_ledger(target: Endpoint, settings: Settings) -> None:
             "point DB_* at the target, and run in the checkout: alembic -x adopt=yes upgrade head",
         )
     config = Config(str(file), cmd_opts=argparse.Namespace(x=["adopt=yes"]))
-    with Session(target, "alembic") as session:
-        session.connection.autocommit = False
-        engine = sa.create_engine(
-            "postgresql+psycopg2://",
-            creator=lambda: session.connection,
-            poolclass=NullPool,
-            isolation_level="READ COMMITTED",
-            hide_parameters=True,
-        )
-        with engine.connect() as connection:
-            config.attributes["connection"] = connection
-            config.attributes["settings"] = settings
-            command.upgrade(config, "head")
+    with Session(target, "alembic") as session, engine_on(session).connect() as connection:
+        config.attributes["connection"] = connection
+        config.attributes["settings"] = settings
+        command.upgrade(config, "head")

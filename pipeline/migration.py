@@ -10,14 +10,17 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.pool import NullPool
 from sqlalchemy.schema import ExecutableDDLElement
 from sqlalchemy.sql.compiler import DDLCompiler
 
 from pipeline.errors import RefusedError
+from pipeline.postgres.database import Session
 from pipeline.postgres.tables import Extension, read_extension
 from pipeline.search.table import always_quoted
 from pipeline.settings import TableMapping
 
+DIALECT = "postgresql+psycopg2://"
 LEDGER_SCHEMA = "pipeline"
 INSUFFICIENT_PRIVILEGE = "42501"
 
@@ -35,6 +38,18 @@ class Target:
     extension_schema: str | None = None
     adopt: bool = False
     drop_rows: bool = False
+
+
+def engine_on(session: Session) -> sa.Engine:
+    """Return an engine on a session's own connection: it has connected, and no URL ever holds a password."""
+    session.connection.autocommit = False
+    return sa.create_engine(
+        DIALECT,
+        creator=lambda: session.connection,
+        poolclass=NullPool,
+        isolation_level="READ COMMITTED",
+        hide_parameters=True,
+    )
 
 
 def target() -> Target:

@@ -26,7 +26,6 @@ DEFAULT_DIMENSIONS = 768
 MAX_DIMENSIONS = 16_000
 # NAMEDATALEN - 1: the server cuts longer names silently.
 MAX_IDENTIFIER_BYTES = 63
-ENDPOINT_NAMES = ("legacy", "main")
 
 # Every variable that is read, with its default (None: unset). The order is the order of display.
 DEFAULTS: dict[str, str | None] = {

@@ -126,7 +126,7 @@ def look(session: Session, table: Table, since: int | None = None, but: sql.Comp
     if not table.heaps:
         ((here,),) = session.rows(horizon)
         return Look(horizon=here, timeline=table.timeline)
-    own = sql.SQL("(SELECT (q.h % 4294967296)::pg_catalog.text FROM ({}) AS q(h))").format(sql.SQL(horizon))
+    own = _xid_sql(horizon)
     asked = own if since is None else sql.SQL("(SELECT {})").format(sql.Literal(str(since % 2**32)))
     count = sql.SQL(
         "SELECT pg_catalog.count(*), pg_catalog.count(*) FILTER (WHERE {recent}),"
@@ -135,7 +135,7 @@ def look(session: Session, table: Table, since: int | None = None, but: sql.Comp
     ).format(
         recent=_since_sql(own),
         changed=_since_sql(asked) if but is None else sql.SQL("{} AND NOT ({})").format(_since_sql(asked), but),
-        sum=_versions_sql(table),
+        sum=sql.SQL("pg_catalog.sum({})").format(_version_sql(table)),
         table=table.scanned,
     )
     queries = (horizon, _now_sql(session.version), HEAPS_SQL, count)
@@ -182,16 +182,12 @@ def look_closely(session: Session, table: Table, since: int, but: sql.Composable
     """
     if table.rows_estimate > COLLECTED_ROWS:
         return CloseLook(look=look(session, table, since, but), sums=key_sums(session, table), keys=None)
-    now = sql.SQL(_now_sql(session.version))
-    horizon = sql.SQL(horizon_sql(session.version))
-    own = sql.SQL("(SELECT (q.h % 4294967296)::pg_catalog.text FROM ({}) AS q(h))").format(horizon)
+    horizon = horizon_sql(session.version)
     # Of few rows more is asked than key and count: each filter would cost all the others something.
     of_changed = sql.SQL(", ").join(
         [
-            sql.SQL("pg_catalog.hashint8extended({}, xmin::pg_catalog.text::pg_catalog.int8)::pg_catalog.text").format(
-                key_hash_sql(table)
-            ),
-            sql.SQL("({})::pg_catalog.text").format(_since_sql(own)),
+            sql.SQL("{}::pg_catalog.text").format(_version_sql(table)),
+            sql.SQL("({})::pg_catalog.text").format(_since_sql(_xid_sql(horizon))),
             sql.SQL("({})::pg_catalog.text").format(sql.SQL("false") if but is None else but),
             key_texts_sql(table),
         ]
@@ -201,8 +197,8 @@ def look_closely(session: Session, table: Table, since: int, but: sql.Composable
         " (SELECT {hash} & {mask}, pg_catalog.count(*), pg_catalog.sum({hash}),"
         " pg_catalog.array_agg(ARRAY[{of_changed}]) FILTER (WHERE {changed}) FROM {table} GROUP BY 1) q ON true"
     ).format(
-        horizon=horizon,
-        now=now,
+        horizon=sql.SQL(horizon),
+        now=sql.SQL(_now_sql(session.version)),
         hash=key_hash_sql(table),
         mask=sql.Literal(BUCKETS - 1),
         of_changed=of_changed,
@@ -231,9 +227,14 @@ def look_closely(session: Session, table: Table, since: int, but: sql.Composable
     )
 
 
-def _versions_sql(table: Table) -> sql.Composable:
-    """Return the sum of a hash of key and transaction: another one where a row version is."""
-    return sql.SQL("pg_catalog.sum(pg_catalog.hashint8extended({}, xmin::pg_catalog.text::pg_catalog.int8))").format(
+def _xid_sql(horizon: str) -> sql.Composable:
+    """Return the low 32 bits of what a horizon's query finds, as a text: what xmin can be compared with."""
+    return sql.SQL("(SELECT (q.h % 4294967296)::pg_catalog.text FROM ({}) AS q(h))").format(sql.SQL(horizon))
+
+
+def _version_sql(table: Table) -> sql.Composable:
+    """Return a hash of a row's key and transaction: another one for every row version."""
+    return sql.SQL("pg_catalog.hashint8extended({}, xmin::pg_catalog.text::pg_catalog.int8)").format(
         key_hash_sql(table)
     )
 

@@ -10,7 +10,6 @@ from pipeline.check.annindex import ann_indexes
 from pipeline.check.ladder import Exact, Ladder
 from pipeline.check.neighbours import (
     DISTANCE_TOLERANCE,
-    SCAN_QUERIES,
     Disagreement,
     Excluded,
     Neighbour,
@@ -18,9 +17,9 @@ from pipeline.check.neighbours import (
     TimeUpError,
     count_excluded,
     disagreement,
-    exact_neighbours,
     sample_queries,
 )
+from pipeline.check.sides import LEAST_QUERIES, ask_both
 from pipeline.events import CheckDone, Verdict
 from pipeline.ledger.baselines import Baseline, Frozen, latest_baseline
 from pipeline.postgres.crew import Crew
@@ -31,8 +30,6 @@ from pipeline.wording import counted
 
 # By which the application searches.
 FIRST_METRIC = "cosine"
-# As many as are asked first, in one scan, and with fewer there is no verdict.
-LEAST_QUERIES = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +75,7 @@ def check_parity(crew: Crew, ladder: Ladder) -> CheckDone:
             baseline = latest_baseline(cursor, route.table)
         stored = sample_queries(here, pair.source, route.table, options.queries)
         asked = _merged(stored, _frozen_queries(baseline, pair.target, ladder))
-        exact = _ask(crew, ladder, (here, there), [one.query for one in asked], metrics, deadline)
+        exact = ask_both(crew, ladder, (here, there), [one.query for one in asked], metrics, deadline)
         excluded = _count_excluded(crew, ladder, (here, there), deadline)
     found = {metric: _compare(asked, exact[metric], metric, options.k) for metric in metrics}
     ladder.exact |= {metric: one for metric, one in exact.items() if one.queries or not asked}
@@ -164,57 +161,6 @@ def _merged(stored: Sequence[Query], frozen: Sequence[_Asked]) -> list[_Asked]:
             if asked is not None:
                 found.setdefault(asked.query.vector, asked)
     return list(found.values())
-
-
-def _ask(
-    crew: Crew,
-    ladder: Ladder,
-    sessions: tuple[Session, Session],
-    queries: Sequence[Query],
-    metrics: Sequence[str],
-    deadline: float,
-) -> dict[str, Exact]:
-    """Ask both sides at the same time, some queries in each scan, until the deadline (by ``clock``)."""
-    answers: dict[str, tuple[list[list[Neighbour]], list[list[Neighbour]]]] = {metric: ([], []) for metric in metrics}
-    place, size = 0, LEAST_QUERIES
-    while place < len(queries):
-        batch, began = queries[place : place + size], clock()
-        try:
-            for metric in metrics:
-                crew.check()
-                mine, theirs = _both(crew, ladder, sessions, batch, metric, deadline)
-                answers[metric][0].extend(mine)
-                answers[metric][1].extend(theirs)
-        except TimeUpError:
-            break
-        place += len(batch)
-        # More queries in a scan take less time each, so these will be done in the time that is left.
-        fitting = (deadline - clock()) / max(clock() - began, 1e-9) * len(batch)
-        size = int(min(SCAN_QUERIES, max(1.0, fitting)))
-    # A stop cancels the statements too: then it is no matter of time.
-    crew.check()
-    return {
-        metric: Exact(queries=queries[: len(mine)], source=mine, target=theirs)
-        for metric, (mine, theirs) in answers.items()
-    }
-
-
-def _both(
-    crew: Crew,
-    ladder: Ladder,
-    sessions: tuple[Session, Session],
-    queries: Sequence[Query],
-    metric: str,
-    deadline: float,
-) -> tuple[list[list[Neighbour]], list[list[Neighbour]]]:
-    seconds = deadline - clock()
-    if seconds <= 0:
-        raise TimeUpError("the time of the check is up", "give it more: --budget")
-    here, there = (
-        partial(exact_neighbours, session, table, ladder.route.table, queries, ladder.options.k, metric, seconds)
-        for session, table in zip(sessions, (ladder.pair.source, ladder.pair.target), strict=True)
-    )
-    return crew.beside(here, there)
 
 
 def _count_excluded(

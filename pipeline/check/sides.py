@@ -19,6 +19,9 @@ from pipeline.postgres.database import Session, clock
 from pipeline.postgres.tables import Table
 from pipeline.settings import TableMapping
 
+# As many as are asked first, in one scan; with fewer, parity gives no verdict.
+LEAST_QUERIES = 10
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
@@ -64,33 +67,66 @@ def stored_queries(ladder: Ladder, session: Session) -> Sequence[Query]:
 
 def exact_answers(crew: Crew, ladder: Ladder, metric: str, here: Session, there: Session) -> Exact:
     """Return the exact answers by a metric: those of parity, else its own, as many as half of the budget allows."""
-    if (known := ladder.exact.get(metric)) is not None:
-        return known
-    deadline = clock() + ladder.options.budget_seconds / 2
-    queries = stored_queries(ladder, here)
-    mine: list[list[Neighbour]] = []
-    theirs: list[list[Neighbour]] = []
-    size = 2
-    while len(mine) < len(queries):
-        crew.check()
-        some = queries[len(mine) : len(mine) + size]
+    if metric not in ladder.exact:
+        deadline = clock() + ladder.options.budget_seconds / 2
+        queries = stored_queries(ladder, here)
         # The first ones are waited for: without them there would be nothing to say.
-        seconds = deadline - clock() if mine else None
-        if seconds is not None and seconds <= 0:
-            break
-        here_and_there = (
-            partial(exact_neighbours, session, table, ladder.route.table, some, ladder.options.k, metric, seconds)
-            for session, table in ((here, ladder.pair.source), (there, ladder.pair.target))
-        )
-        try:
-            one, other = crew.beside(*here_and_there)
-        except TimeUpError:
-            # A stop cancels the statements too: then it is no matter of time.
-            crew.check()
-            break
-        mine += one
-        theirs += other
-        # One scan answers many queries, in little more time.
-        size = min(4 * size, SCAN_QUERIES)
-    ladder.exact[metric] = Exact(queries=queries[: len(mine)], source=mine, target=theirs)
+        ladder.exact |= ask_both(crew, ladder, (here, there), queries, (metric,), deadline, at_least_some=True)
     return ladder.exact[metric]
+
+
+def ask_both(
+    crew: Crew,
+    ladder: Ladder,
+    sessions: tuple[Session, Session],
+    queries: Sequence[Query],
+    metrics: Sequence[str],
+    deadline: float,
+    *,
+    at_least_some: bool = False,
+) -> dict[str, Exact]:
+    """Ask both sides at the same time for exact answers, some queries in each scan, until the deadline (by ``clock``).
+
+    With ``at_least_some`` the first scan has no deadline.
+    """
+    answers: dict[str, tuple[list[list[Neighbour]], list[list[Neighbour]]]] = {metric: ([], []) for metric in metrics}
+    place, size = 0, LEAST_QUERIES
+    while place < len(queries):
+        batch, began = queries[place : place + size], clock()
+        try:
+            for metric in metrics:
+                crew.check()
+                ends = None if at_least_some and not place else deadline
+                mine, theirs = _both(crew, ladder, sessions, batch, metric, ends)
+                answers[metric][0].extend(mine)
+                answers[metric][1].extend(theirs)
+        except TimeUpError:
+            break
+        place += len(batch)
+        # More queries in a scan take less time each, so these will be done in the time that is left.
+        fitting = (deadline - clock()) / max(clock() - began, 1e-9) * len(batch)
+        size = int(min(SCAN_QUERIES, max(1.0, fitting)))
+    # A stop cancels the statements too: then it is no matter of time.
+    crew.check()
+    return {
+        metric: Exact(queries=queries[: len(mine)], source=mine, target=theirs)
+        for metric, (mine, theirs) in answers.items()
+    }
+
+
+def _both(
+    crew: Crew,
+    ladder: Ladder,
+    sessions: tuple[Session, Session],
+    queries: Sequence[Query],
+    metric: str,
+    deadline: float | None,
+) -> tuple[list[list[Neighbour]], list[list[Neighbour]]]:
+    seconds = None if deadline is None else deadline - clock()
+    if seconds is not None and seconds <= 0:
+        raise TimeUpError("the time of the check is up", "give it more: --budget")
+    here, there = (
+        partial(exact_neighbours, session, table, ladder.route.table, queries, ladder.options.k, metric, seconds)
+        for session, table in zip(sessions, (ladder.pair.source, ladder.pair.target), strict=True)
+    )
+    return crew.beside(here, there)

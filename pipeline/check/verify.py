@@ -7,7 +7,6 @@ from types import MappingProxyType
 from pipeline import __version__
 from pipeline.check.application import check_application
 from pipeline.check.censuses import check_census
-from pipeline.check.changes import Look
 from pipeline.check.ladder import Ladder
 from pipeline.check.latency import check_latency
 from pipeline.check.pair import Pair, read_pair
@@ -115,7 +114,7 @@ def _rungs(ladder: Ladder) -> Iterator[tuple[str, Rung]]:
 def _record(crew: Crew, ladder: Ladder, rows: Rows | None, results: list[CheckDone]) -> datetime:
     """Store the pass and every verdict, in one transaction; return the time."""
     route, pair = ladder.route, ladder.pair
-    looks = rows.horizons if rows is not None else tuple(Look(horizon=horizon) for horizon in pair.horizons)
+    horizons = pair.horizons if rows is None else (rows.horizons[0].horizon, rows.horizons[1].horizon)
     with crew.session(route.target, "verify") as session, session.transaction() as cursor:
         run = runs.latest_run(cursor, route.table)
         number = None
@@ -132,7 +131,6 @@ def _record(crew: Crew, ladder: Ladder, rows: Rows | None, results: list[CheckDo
                 equal=rows.equal,
                 figures={"checks": [result.name for result in results]},
             )
-        horizons = looks[0].horizon, looks[1].horizon
         for result in results:
             verdicts.record_verdict(cursor, result, pair.target, route.labels, horizons, number)
         return _clock(cursor)

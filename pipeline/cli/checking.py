@@ -3,7 +3,6 @@
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -165,12 +164,7 @@ def verify(
 
         write_report(report, done, [(one.variable, one.shown) for one in settings.origins()])
     if as_json:
-        print_json(verdict_document(done))
+        print_json({**asdict(done), "began": done.began.isoformat(), "ended": done.ended.isoformat()})
     else:
         print_checks(done.checks)
     sys.exit(EXIT_OK if done.verdict == "pass" else EXIT_DIFFERENCES)
-
-
-def verdict_document(done: VerifyDone) -> dict[str, Any]:
-    """Return a verify's result as JSON has it: the same as in the report."""
-    return {**asdict(done), "began": done.began.isoformat(), "ended": done.ended.isoformat()}

@@ -2,10 +2,9 @@
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -24,7 +23,6 @@ from pipeline.errors import EXIT_DIFFERENCES, EXIT_OK
 from pipeline.events import Differing, Event, SyncDone
 from pipeline.settings import Route, Settings
 
-Command = Callable[..., Any]
 _deep = click.option("--deep", is_flag=True, help="Compare every row, also where it is known which were written since.")
 _workers = workers_option("Sessions that read each side while all rows are compared.", default=1)
 
@@ -39,6 +37,17 @@ def _write_differences(event: Event) -> None:
             if deed:
                 line["sync"] = deed
             sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _list(route: Route, chosen: options.SyncOptions, ends: str, *, for_sync: bool) -> NoReturn:
+    """List what differs on stdout, its numbers on stderr, and end."""
+    from pipeline.move.listing import list_differences
+    from pipeline.show.words import sync_summary
+
+    (done,) = observed(list_differences(route, chosen, for_sync=for_sync), SyncDone, seen=_write_differences)
+    sys.stdout.flush()
+    sys.stderr.write(sync_summary(done, ends) + "\n")
+    sys.exit(EXIT_OK if done.equal else EXIT_DIFFERENCES)
 
 
 @click.command()
@@ -65,15 +74,9 @@ def diff(
     found both sides equal, on either of them; all rows where there was no such pass, or with --deep. Ends
     with exit code 3 where anything differs.
     """
-    from pipeline.move.listing import list_differences
-    from pipeline.show.words import sync_summary
-
     route = Settings.load(env_file).route(source, target, ignore_columns, rounding=rounding)
     chosen = options.SyncOptions(deep=deep, workers=workers, settle_seconds=settle)
-    (done,) = observed(list_differences(route, chosen, for_sync=False), SyncDone, seen=_write_differences)
-    sys.stdout.flush()
-    sys.stderr.write(sync_summary(done, _ends(source, target)) + "\n")
-    sys.exit(EXIT_OK if done.equal else EXIT_DIFFERENCES)
+    _list(route, chosen, _ends(source, target), for_sync=False)
 
 
 @click.command()
@@ -117,7 +120,6 @@ def sync(
     a copy or a sync brought it and nobody has written it since; others stay, and are told. Interrupted, it
     is run again. Ends with exit code 3 where something stays different, or the source still changes.
     """
-    from pipeline.move.listing import list_differences
     from pipeline.move.sync import sync as engine_sync
     from pipeline.show.plain import print_json, print_text
     from pipeline.show.words import sync_summary
@@ -126,12 +128,11 @@ def sync(
     route = settings.route(source, target, ignore_columns, rounding=rounding)
     chosen = options.SyncOptions(deep=deep, delete=delete, on_conflict=on_conflict, workers=workers, restart=restart)
     if dry_run:
-        (done,) = observed(list_differences(route, chosen, for_sync=True), SyncDone, seen=_write_differences)
-        sys.stdout.flush()
-        sys.stderr.write(sync_summary(done, _ends(source, target)) + "\n")
-        sys.exit(EXIT_OK if done.equal else EXIT_DIFFERENCES)
+        _list(route, chosen, _ends(source, target), for_sync=True)
     if init_target:
-        _init_target(route, settings)
+        from pipeline.install import install_ledger
+
+        install_ledger(route.target, settings)
     (done,) = observed(engine_sync(route, chosen), SyncDone)
     if as_json:
         print_json({"sync": asdict(done)})
@@ -143,10 +144,3 @@ def sync(
 def _ends(source: str, target: str) -> str:
     """Return the ends as the next command has to name them: not at all where they are the usual ones."""
     return "" if (source, target) == ("legacy", "main") else f" --from {source} --to {target}"
-
-
-def _init_target(route: Route, settings: Settings) -> None:
-    """Make the ledger on the target, where it is not yet."""
-    from pipeline.install import install_ledger
-
-    install_ledger(route.target, settings)

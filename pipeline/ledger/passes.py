@@ -12,14 +12,12 @@ from pipeline.settings import TableMapping
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pass:
-    """A pass of a copy, a sync or a verify. The horizons are looks, as JSON; ``run`` brought the target's rows.
+    """A pass of a copy, a sync or a verify. The horizons are looks, as JSON.
 
     It found every row of the source on the target, equal; ``equal``: and the target had no other.
     """
 
-    id: int
     kind: str
-    run: int | None
     equal: bool
     source_horizon: Mapping[str, Any]
     target_horizon: Mapping[str, Any]
@@ -71,7 +69,7 @@ def latest_pass(cursor: Cursor, target: TableMapping, fingerprint: str, *, verif
     target had no other.
     """
     cursor.execute(
-        "SELECT id, kind, run_id, equal, source_horizon, target_horizon, at FROM pipeline.pass"
+        "SELECT kind, equal, source_horizon, target_horizon, at FROM pipeline.pass"
         " WHERE target_schema = %s AND target_table = %s AND fingerprint = %s AND covered"
         " AND (NOT %s OR equal AND kind IN ('verify', 'incremental')) ORDER BY id DESC LIMIT 1",
         (target.schema, target.table, fingerprint, verified),
@@ -79,5 +77,5 @@ def latest_pass(cursor: Cursor, target: TableMapping, fingerprint: str, *, verif
     row = cursor.fetchone()
     if row is None:
         return None
-    number, kind, run, equal, source, target_horizon, at = row
-    return Pass(id=number, kind=kind, run=run, equal=equal, source_horizon=source, target_horizon=target_horizon, at=at)
+    kind, equal, source_horizon, target_horizon, at = row
+    return Pass(kind=kind, equal=equal, source_horizon=source_horizon, target_horizon=target_horizon, at=at)

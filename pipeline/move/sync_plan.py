@@ -106,7 +106,7 @@ def _last_pass(source: Session, target: Session | None, route: Route, pair: Pair
         found = latest_pass(cursor, route.table, turned)
     if found is None:
         return None
-    return replace(found, run=None, source_horizon=found.target_horizon, target_horizon=found.source_horizon)
+    return replace(found, source_horizon=found.target_horizon, target_horizon=found.source_horizon)
 
 
 def _has_passes(session: Session) -> bool:

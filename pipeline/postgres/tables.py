@@ -13,7 +13,6 @@ from pipeline.postgres.database import Cursor, Session
 from pipeline.postgres.facts import IDENTITY_SQL, ServerIdentity, gather, horizon_sql, identity
 from pipeline.settings import TableMapping
 
-BLOCK_BYTES = 8192
 # The first version that reads a range of pages as such; before, each range is a scan of the whole heap.
 TID_RANGE_VERSION = 140000
 KINDS = {

@@ -32,7 +32,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "status": SETTINGS | {"postgres", "ledger", "check", "move", "cutover"},
     "search": SETTINGS,
     "migration": SETTINGS | {"postgres", "search"},
-    "install": SETTINGS | {"postgres"},
+    "install": SETTINGS | {"postgres", "migration"},
     "show": frozenset({"wording", "errors", "events", "settings", "check", "status", "search"}),
     "demo": SETTINGS,
     "cli": SETTINGS | {"postgres", "ledger", "check", "move", "cutover", "status", "search", "show", "demo", "install"},
@@ -42,7 +42,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
 # Where each library may be imported: parts, or modules by their path.
 WALLS: Mapping[str, frozenset[str]] = {
     "psycopg2": frozenset({"postgres", "ledger", "check", "move", "cutover", "migration", "demo", "alembic"}),
-    "sqlalchemy": frozenset({"search", "migration", "install", "alembic"}),
+    "sqlalchemy": frozenset({"search", "migration", "alembic"}),
     "pgvector": frozenset({"search", "migration", "alembic"}),
     "alembic": frozenset({"migration", "install", "alembic"}),
     "click": frozenset({"cli"}),
