@@ -26,7 +26,6 @@ from alembic.runtime.migration import MigrationContext, MigrationStep, RevisionS
 from pipeline.errors import ConflictError, PipelineError, SettingsError, StoppedError
 from pipeline.migration import (
     DIALECT,
-    LEDGER,
     LEDGER_SCHEMA,
     Block,
     Literal,
@@ -35,6 +34,7 @@ from pipeline.migration import (
     engine_on,
     installed_extension,
 )
+from pipeline.migration.tables import LEDGER
 from pipeline.postgres.database import Session
 from pipeline.postgres.failures import translate
 from pipeline.search.table import Vector, embeddings_table

@@ -13,6 +13,10 @@ SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"
 DEFAULT_PORT = 5432
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off"})
+# The pass of our own write transactions, where an endpoint has no other one: see postgres/fence.py.
+DEFAULT_PASS = "pipeline"
+# So that it stands in a statement as it is.
+_PASS = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 _URL_HINT = "write postgresql://user@host:port/database, with ?sslmode= and ?sslrootcert= where wanted"
 
 
@@ -51,7 +55,8 @@ class Secret:
 class Endpoint:
     """A PostgreSQL database by name: ``legacy``, ``main``, or ``url``.
 
-    ``password`` is None where libpq's own ways (``.pgpass``, ``PGPASSFILE``) apply.
+    ``password`` is None where libpq's own ways (``.pgpass``, ``PGPASSFILE``) apply. ``through`` is the
+    pass that write transactions show to a fence, None for the one of every command.
     """
 
     name: str
@@ -62,6 +67,11 @@ class Endpoint:
     password: Secret | None = None
     sslmode: str = "prefer"
     sslrootcert: str | None = None
+    through: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.through is not None:
+            check_pass(self.through)
 
     @property
     def label(self) -> str:
@@ -78,6 +88,12 @@ class Endpoint:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+
+def check_pass(through: str) -> None:
+    """Raise ValueError where a text cannot be the pass through a fence."""
+    if _PASS.fullmatch(through) is None:
+        raise ValueError(f"{through!r} is no pass: small letters, digits, and . _ - between them")
 
 
 def endpoint_from_variables(values: Mapping[str, Value], name: str, prefix: str, database: str) -> Endpoint:

@@ -6,6 +6,7 @@ PipelineError (1)
 ├── StatementError (1)     a server refused a statement for a reason that no retry cures
 │   └── DuplicateKeyError  a row's key is on the target already
 ├── RefusedError (4)       a check or a gate said no; nothing was changed
+├── DifferencesError (3)   a step that needs both sides equal found that they are not
 ├── UnreachableError (5)   a server cannot be reached, or a connection stayed lost; resumable
 │   └── CrowdedError       it answered, and has no connection free
 ├── ConflictError (5)      two transactions stood in each other's way; resumable
@@ -13,7 +14,7 @@ PipelineError (1)
 └── StoppedError (130)     stopped by a signal; resumable
     └── TerminatedError (143)
 
-Differences found by a comparison are a result with exit code 3, not an error.
+Differences that a comparison was asked for are a result with exit code 3, not an error.
 """
 
 from typing import ClassVar
@@ -69,6 +70,12 @@ class RefusedError(PipelineError):
     """A check or a gate said no before anything was changed."""
 
     exit_code = EXIT_REFUSED
+
+
+class DifferencesError(PipelineError):
+    """A step that needs both sides equal found that they are not."""
+
+    exit_code = EXIT_DIFFERENCES
 
 
 class UnreachableError(PipelineError):

@@ -303,3 +303,60 @@ class VerifyDone(Event):
     ended: datetime
     tool_version: str
     checks: tuple[CheckDone, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepStarted(Event):
+    """A step of a cutover, of a rehearsal or of the way back begins; ``number`` of ``steps``."""
+
+    name: str
+    title: str
+    number: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepDone(Event):
+    """A step is done, and its evidence in the ledger; ``before`` says that it was done by an earlier command."""
+
+    name: str
+    summary: str
+    seconds: float
+    before: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnerNeeded(Event):
+    """The role may not do what a step needs: the table's owner has to run ``script``, and is waited for."""
+
+    fact: str
+    script: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watching(Event):
+    """The watch after the switch goes on: who is still connected to legacy, and how main's searches do."""
+
+    seconds: float
+    of_seconds: float
+    strays: int
+    searches: int
+    errors: int
+    p95_ms: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutoverDone(Event):
+    """The end of a cutover, a rehearsal, a way back or a finalize, or of the part that was asked for.
+
+    ``outcome`` is rehearsed, switched, stopped (before the step that was named), rolled back or finalized.
+    ``fence_seconds`` is for how long no side took writes. ``remains`` are things that stay, for people.
+    """
+
+    cutover: int
+    kind: str
+    outcome: str
+    steps: tuple[tuple[str, str, float], ...]
+    fence_seconds: float | None = None
+    next_step: str | None = None
+    remains: tuple[str, ...] = ()

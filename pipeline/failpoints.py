@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from pipeline.errors import SettingsError, UnreachableError
 
-# In the order in which a copy passes them; then those of a comparison and of a sync.
+# In the order in which a copy passes them; then those of a comparison, of a sync and of the edit of an env file.
 NAMES = (
     "after_lease",
     "in_quarantine",
@@ -30,6 +30,13 @@ NAMES = (
     "before_finish",
     "after_compared",
     "before_pass",
+    "before_step",
+    "in_step",
+    "after_step",
+    "before_open",
+    "after_open",
+    "in_env_edit",
+    "after_env_edit",
 )
 _SYNTAX = re.compile(
     r"(?P<name>\w+)(?::(?P<action>kill|raise|stop|sleep)(?:=(?P<seconds>[0-9.]+))?)?(?:@(?P<passage>[1-9][0-9]*))?"

@@ -1,6 +1,7 @@
 """What an operator may set for a command, with the defaults that help and engine share."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 # What becomes of a row of the target that no run brought, whose key the source has with other content.
@@ -17,6 +18,15 @@ DEFAULT_BUDGET_SECONDS = 60.0
 DEFAULT_MIN_RECALL = 0.9
 DEFAULT_SETTLE_SECONDS = 2.0
 DEFAULT_OLD_TRANSACTION_SECONDS = 300.0
+# The steps of a cutover, in their order.
+STEPS = ("preflight", "backup", "catchup", "fence", "prove", "switch", "smoke", "watch")
+DEFAULT_MAX_LAG_ROWS = 10_000
+DEFAULT_BACKUP_FOLDER = Path("backups")
+DEFAULT_FREE_BYTES = 1024**3
+DEFAULT_FENCE_SECONDS = 30.0
+DEFAULT_OWNER_SECONDS = 600.0
+DEFAULT_WATCH_SECONDS = 30.0
+DEFAULT_LATENCY_MILLISECONDS = 1_000.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,3 +109,33 @@ class PreflightOptions:
     workers: int = DEFAULT_WORKERS
     census: bool = True
     old_transaction_seconds: float = DEFAULT_OLD_TRANSACTION_SECONDS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutoverOptions:
+    """How to cut over, and how to go back.
+
+    ``env_files`` are edited by the switch, the first one is where the settings come from; ``after_switch`` are
+    commands for a shell, run after them. ``until`` is the last step that is
+    done (None: all of them). The dumps go to ``backup_folder``,
+    where ``free_bytes`` stay free, unless ``skip_backup``. Up to ``max_lag_rows`` may differ when it begins.
+    The fence is tried for ``fence_seconds``, its owner is waited for ``owner_seconds``. With ``deep`` the proof
+    under the fence compares every row. ``watch_seconds`` after the switch, main's searches have to take no
+    longer than ``max_latency_ms`` (95 of 100). ``smoke_texts`` are searched for as the application would.
+    """
+
+    env_files: tuple[Path, ...] = ()
+    after_switch: tuple[str, ...] = ()
+    until: str | None = None
+    backup_folder: Path = DEFAULT_BACKUP_FOLDER
+    free_bytes: int = DEFAULT_FREE_BYTES
+    skip_backup: bool = False
+    pg_dump: Path | None = None
+    app_role: str | None = None
+    max_lag_rows: int = DEFAULT_MAX_LAG_ROWS
+    fence_seconds: float = DEFAULT_FENCE_SECONDS
+    owner_seconds: float = DEFAULT_OWNER_SECONDS
+    deep: bool = False
+    watch_seconds: float = DEFAULT_WATCH_SECONDS
+    max_latency_ms: float = DEFAULT_LATENCY_MILLISECONDS
+    smoke_texts: tuple[str, ...] = ()

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -133,12 +133,16 @@ class Settings:
     values: Mapping[str, Value] = field(repr=False)
 
     @classmethod
-    def load(cls, env_file: Path | None = None, environ: Mapping[str, str] | None = None) -> "Settings":
+    def load(
+        cls, env_file: Path | Sequence[Path] | None = None, environ: Mapping[str, str] | None = None
+    ) -> "Settings":
         """Read the environment, then ``env_file`` (default: ``.env`` here, if there is one).
 
-        Raises SettingsError with the file, line and variable of the first unusable value.
+        Of several files the first one that has a variable counts. Raises SettingsError with the file, line and
+        variable of the first unusable value.
         """
-        values = _read_values(env_file, os.environ if environ is None else environ)
+        files = [env_file] if isinstance(env_file, Path) else list(env_file or ())
+        values = _read_values(files, os.environ if environ is None else environ)
         url = required_text(values, "OLLAMA_BASE_URL", DEFAULTS["OLLAMA_BASE_URL"]).rstrip("/")
         if not url.startswith(("http://", "https://")):
             raise unusable(values, "OLLAMA_BASE_URL", "is not an http:// or https:// address")
@@ -171,6 +175,13 @@ class Settings:
             else "this is not an endpoint's name",
             "say legacy, main, or postgresql://user@host:port/database",
         )
+
+    def application(self) -> Endpoint:
+        """Return where the application searches: ``PGVECTOR_*``, legacy before the switch and main after it.
+
+        Raises SettingsError.
+        """
+        return endpoint_from_variables(self.values, "the application", "PGVECTOR", "PGVECTOR_DB")
 
     def route(self, source: str, target: str, ignore_columns: tuple[str, ...] = (), *, rounding: bool = False) -> Route:
         """Resolve both ends of a move. Raises SettingsError."""
@@ -205,9 +216,11 @@ def _without_userinfo(text: str) -> str:
     return re.sub(r"(?<=://).*@", "********@", text, flags=re.DOTALL)
 
 
-def _read_values(env_file: Path | None, environ: Mapping[str, str]) -> dict[str, Value]:
-    path = env_file or Path(".env")
-    values = read_env_file(path) if env_file is not None or path.is_file() else {}
+def _read_values(env_files: Sequence[Path], environ: Mapping[str, str]) -> dict[str, Value]:
+    default = Path(".env")
+    values: dict[str, Value] = {}
+    for path in reversed(env_files or ([default] if default.is_file() else [])):
+        values |= read_env_file(path)
     values = {name: value for name, value in values.items() if name in DEFAULTS}
     for name in DEFAULTS:
         if name in environ:

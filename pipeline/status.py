@@ -8,8 +8,9 @@ from datetime import datetime
 from pipeline.check.changes import Look, is_written
 from pipeline.endpoints import Endpoint
 from pipeline.errors import PipelineError
-from pipeline.ledger import runs
+from pipeline.ledger import cutovers, runs
 from pipeline.ledger.quarantine import SetAside, read_quarantine
+from pipeline.options import STEPS
 from pipeline.postgres.crew import Crew
 from pipeline.postgres.database import Cursor
 from pipeline.postgres.tables import describe
@@ -66,11 +67,41 @@ class _Spoken:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepState:
+    """One step of a cutover, or of the way back: ``state`` is done, under way (or interrupted) or undone."""
+
+    name: str
+    state: str
+    summary: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutoverState:
+    """The cutover that has not ended, else the last one. ``outcome`` is None until it has ended.
+
+    ``opened`` is when main was opened to the application, ``next_step`` what is left to be done first.
+    """
+
+    id: int
+    kind: str
+    table: str
+    began: datetime
+    opened: datetime | None
+    back: datetime | None
+    ended: datetime | None
+    outcome: str | None
+    steps: tuple[StepState, ...]
+    next_step: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """Runs, newest first, and the last verdict of every check."""
+    """Runs, newest first, the last verdict of every check, and the cutover of the table."""
 
     runs: tuple[RunState, ...]
     verdicts: tuple[VerdictState, ...]
+    cutover: CutoverState | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +137,7 @@ def read_state(route: Route, source: Endpoint | None, limit: int = 5) -> State:
     with Crew() as crew:
         # Asked first: it may be out of reach, and is given as long as the other questions take, and little more.
         ends = ((route.target, "target"), *([] if source is None else [(source, "source")]))
-        state, spoken = crew.call(_read, crew, route.target, limit)
+        state, spoken = crew.call(_read, crew, route, limit)
         ours = [one for one in spoken if one.table == route.table.qualified]
         works = [crew.start(_written_since, crew, endpoint, side, route.table, ours) for endpoint, side in ends]
         wait(works, timeout=PATIENCE_SECONDS)
@@ -143,12 +174,40 @@ def _written_since(
     return found
 
 
-def _read(crew: Crew, target: Endpoint, limit: int) -> tuple[State, list[_Spoken]]:
-    with crew.session(target, "status") as session:
+def _read(crew: Crew, route: Route, limit: int) -> tuple[State, list[_Spoken]]:
+    with crew.session(route.target, "status") as session:
         runs.check_revision(session)
         with session.transaction(read_only=True) as cursor:
             verdicts, spoken = _verdicts(cursor)
-            return State(runs=_runs(cursor, limit), verdicts=verdicts), spoken
+            return State(runs=_runs(cursor, limit), verdicts=verdicts, cutover=_cutover(cursor, route.table)), spoken
+
+
+def _cutover(cursor: Cursor, table: TableMapping) -> CutoverState | None:
+    """Return where the cutover of a table stands, None where there was none."""
+    if (found := cutovers.latest_cutover(cursor, table)) is None:
+        return None
+    records = cutovers.read_steps(cursor, found.id)
+    left = [name for name in STEPS if name not in records or not records[name].stands]
+    return CutoverState(
+        id=found.id,
+        kind=found.kind,
+        table=table.qualified,
+        began=found.began,
+        opened=found.opened,
+        back=found.back,
+        ended=found.ended,
+        outcome=found.outcome,
+        steps=tuple(
+            StepState(
+                name=record.name,
+                state="done" if record.stands else "undone" if record.undone else "begun",
+                summary=str(record.evidence.get("summary", "")),
+                at=record.undone or record.done or record.intent,
+            )
+            for record in records.values()
+        ),
+        next_step=left[0] if left and found.ended is None and found.back is None else None,
+    )
 
 
 # The lease counts while it has not run out and the session that renews it is there.

@@ -17,7 +17,7 @@ from psycopg2 import sql
 from pipeline.demo.servers import Server, create_server, kill_server
 from tests import moves
 from tests.moves import Move
-from tests.support import CANARY, Database, clean_environment, environment, run
+from tests.support import CANARY, MEMORY, Database, clean_environment, environment, run, servers_folder
 
 FOLDER_PREFIX = "pipeline-tests-"
 # Durability against a crash of the operating system is not under test; a killed server is.
@@ -25,8 +25,11 @@ SERVER_SETTINGS = {
     "fsync": "off",
     "max_connections": "60",
     "wal_level": "logical",
-    "max_wal_size": "2GB",
+    # Folders may lie in memory, where a checkpoint costs nothing and old WAL does.
+    "max_wal_size": "256MB",
     "log_statement": "none",
+    # A login with the thousands that are usual costs more than most statements here.
+    "scram_iterations": "1",
 }
 
 # A machine under load is slow, and no property here is about time.
@@ -54,13 +57,16 @@ def _environment_without_servers() -> Iterator[None]:
 def servers() -> Iterator[Callable[[str], Server]]:
     """Return a function from a release to its running server, started at the first call."""
     _reap_leftovers()
-    root = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-"))
+    root = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-", dir=servers_folder()))
     root.chmod(0o711)
     started: dict[str, Server] = {}
 
     def get(release: str) -> Server:
         if release not in started:
             started[release] = create_server(root / release, release, CANARY, SERVER_SETTINGS)
+            # Hashed anew: initdb does it before it has these settings.
+            anew = sql.SQL("ALTER ROLE postgres PASSWORD {}").format(sql.Literal(CANARY))
+            _administrate(started[release], anew)
         return started[release]
 
     yield get
@@ -71,7 +77,7 @@ def servers() -> Iterator[Callable[[str], Server]]:
 
 def _reap_leftovers() -> None:
     """End servers of an earlier run that was killed: they outlive their parent."""
-    for root in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
+    for root in (*MEMORY.glob(f"{FOLDER_PREFIX}*"), *Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*")):
         owner = int(root.name.removeprefix(FOLDER_PREFIX).split("-")[0])
         if not Path(f"/proc/{owner}").exists():
             for folder in root.iterdir():
@@ -128,12 +134,19 @@ def main_template(servers: Callable[[str], Server]) -> Callable[[int], str]:
     return get
 
 
+@pytest.fixture(scope="session")
+def legacy_template(servers: Callable[[str], Server]) -> str:
+    """Return a template database on 16 that has the extension."""
+    server, name = servers("16"), "template_legacy"
+    _administrate(server, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    Database(server=server, name=name).execute("CREATE EXTENSION vector")
+    return name
+
+
 @pytest.fixture
-def legacy(new_database: Callable[..., Database]) -> Database:
+def legacy(new_database: Callable[..., Database], legacy_template: str) -> Database:
     """Return an empty database on the legacy server, with the extension."""
-    database = new_database("16")
-    database.execute("CREATE EXTENSION vector")
-    return database
+    return new_database("16", legacy_template)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
+from psycopg2 import sql
 from psycopg2.extras import execute_values
 
 from pipeline.demo.corpus import corpus
@@ -25,6 +27,8 @@ CREATE TABLE public.embeddings (
 DATA_SETS = {"nomic768": 768, "google768": 768, "minilm384_docs": 384}
 # Where the data sets are not at hand, as many passages of the demo's corpus stand in.
 STAND_IN_ROWS = {"nomic768": 95, "google768": 1070, "minilm384_docs": 5269}
+# Port, rows, dimensions and bytes of text of the generated tables that stand as templates on this process's servers.
+_generated: set[tuple[int, int, int, int]] = set()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +101,24 @@ def fill_generated(database: Database, rows: int, dimensions: int = 768, text_by
             " FROM generate_series(1, %s) AS i",
             (text_bytes // 32, dimensions, rows),
         )
+
+
+def become_generated(database: Database, rows: int, dimensions: int = 768, text_bytes: int = 200) -> None:
+    """Put a copy of a database of generated rows in the place of an empty one, to which nobody is connected."""
+    wanted = (database.server.port, rows, dimensions, text_bytes)
+    name = "generated_" + "_".join(map(str, wanted[1:]))
+    with closing(Database(server=database.server, name="postgres").connect()) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            if wanted not in _generated:
+                cursor.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+                template = Database(server=database.server, name=name)
+                template.execute("CREATE EXTENSION vector")
+                fill_generated(template, rows, dimensions, text_bytes)
+                _generated.add(wanted)
+            place = sql.Identifier(database.name)
+            cursor.execute(sql.SQL("DROP DATABASE {}").format(place))
+            cursor.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(place, sql.Identifier(name)))
 
 
 def content(database: Database) -> list[tuple[Any, ...]]:

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from psycopg2 import sql
 
-from tests.support import Database, Outcome, environment, pipeline, run, start
+from tests.support import Database, Outcome, environment, pipeline, run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,24 +35,25 @@ class Move:
 
     def finds(self, kind: str, key: str) -> None:
         """Check that verify finds one difference, and names it."""
-        figures = {check["name"]: check for check in self.verify().expect(3).json["checks"]}["digests"]["figures"]
-        (found,) = figures["keys"]
-        assert (found["kind"], found["key"], figures["differing_rows"]) == (kind, key, 1)
+        found = self.verify("--check", "rows", "--check", "parity", "--settle", "0").expect(3)
+        figures = {check["name"]: check for check in found.json["checks"]}["digests"]["figures"]
+        (one,) = figures["keys"]
+        assert (one["kind"], one["key"], figures["differing_rows"]) == (kind, key, 1)
 
     @contextmanager
     def copy_held(self, *more: str) -> Iterator[None]:
         """Start a copy that waits before its first row while the block runs, and see it to its end."""
-        with self.main.cursor() as blocker:
-            blocker.execute(f"LOCK TABLE {self.table} IN SHARE MODE")
-            process = start("copy", "--json", *more, env=self.env)
-            deadline = time.monotonic() + 20
-            while not self.main.value("SELECT count(*) FROM pg_locks WHERE NOT granted"):
-                assert time.monotonic() < deadline and process.poll() is None, "the copy did not come to its first row"
-                time.sleep(0.02)
-            yield
-        out, err = process.communicate(timeout=60)
-        done = Outcome(code=process.returncode, out=out, err=err).expect(0).json["copy"]
-        assert done["settled"]
+        with ThreadPoolExecutor(1) as aside:
+            with self.main.cursor() as blocker:
+                blocker.execute(f"LOCK TABLE {self.table} IN SHARE MODE")
+                copying = aside.submit(self.copy, "--json", *more)
+                deadline = time.monotonic() + 20
+                while not self.main.value("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+                    late = time.monotonic() > deadline
+                    assert not late and not copying.done(), "the copy did not come to its first row"
+                    time.sleep(0.01)
+                yield
+            assert copying.result().expect(0).json["copy"]["settled"]
 
 
 def new_move(

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -20,6 +21,22 @@ from tests.zygote import can_fork, run_forked
 ROOT = Path(__file__).parent.parent
 # Every test's servers use it, so a leak anywhere is found by looking for this one word.
 CANARY = "canary-pa$$w@rd/%41'\"\\ é"
+MEMORY = Path("/dev/shm")
+# Bytes that the servers of one process fill at most.
+SERVERS_SPACE = 2 << 30
+
+
+def servers_folder() -> Path:
+    """Return memory where it is large enough and programs may run in it, else the temporary directory.
+
+    A new database is a thousand files: ten times as fast there as on a disk with a journal.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if MEMORY.is_dir() and os.access(MEMORY, os.W_OK):
+        disk = os.statvfs(MEMORY)
+        if disk.f_bavail * disk.f_frsize > workers * SERVERS_SPACE and not disk.f_flag & os.ST_NOEXEC:
+            return MEMORY
+    return Path(tempfile.gettempdir())
 
 
 @dataclass(frozen=True, kw_only=True)

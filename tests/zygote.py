@@ -4,8 +4,11 @@ What runs is a real process, with its own pid, environment, working directory an
 second of imports before its first line is spared. Commands that a test signals are started as always.
 """
 
+import gc
+import importlib
 import json
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -13,11 +16,17 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 # Read once, at the interpreter's start: with another value a process of its own is needed.
 AT_START = ("PYTHONIOENCODING", "PYTHONUTF8", "LC_ALL", "LC_CTYPE", "LANG", "PYTHONPATH", "PYTHONWARNINGS")
+# What commands import when they come to it.
+MORE = (
+    *("structlog", "structlog.dev", "structlog.stdlib", "rich.columns", "rich.traceback", "rich._emoji_codes"),
+    *("logging.config", "logging.handlers", "difflib", "click._textwrap"),
+)
 _lock = threading.Lock()
 _zygote: "subprocess.Popen[str] | None" = None
 
@@ -63,17 +72,16 @@ def serve() -> None:
     import alembic.config
     import sqlalchemy.dialects.postgresql  # noqa: F401
 
-    import pipeline.check.inspection
-    import pipeline.check.verify
     import pipeline.cli
-    import pipeline.migration
-    import pipeline.move.copy
-    import pipeline.move.quarantine
-    import pipeline.show.findings
-    import pipeline.show.log
-    import pipeline.show.quarantine
-    import pipeline.show.tables
-    import pipeline.status
+
+    ours = (module.name for module in pkgutil.walk_packages(pipeline.__path__, "pipeline."))
+    for name in (*ours, *MORE):
+        # What cannot be imported is reported by the command that needs it.
+        with suppress(ImportError, SyntaxError):
+            if not name.endswith("__main__"):
+                importlib.import_module(name)
+    # Forks leave what is there in the pages that they share.
+    gc.freeze()
 
     mains: dict[str, Callable[[], object]] = {"pipeline": pipeline.cli.main, "alembic": alembic.config.main}
     for line in sys.stdin:

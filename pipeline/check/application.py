@@ -66,6 +66,13 @@ def _passing(seen: Seen, table: Table, notes: int) -> str:
     return f"{fact}: pass schemaName to the client{more}"
 
 
+_UNDECLARED_SQL = """
+SELECT c.relname::pg_catalog.text FROM pg_catalog.pg_index i
+JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid JOIN pg_catalog.pg_am m ON m.oid = c.relam
+WHERE i.indrelid = %s AND m.amname IN ('hnsw', 'ivfflat', 'gin') ORDER BY 1
+"""
+
+
 def _look(crew: Crew, ladder: Ladder) -> Seen | None:
     """Return what the target shows, or None where it has no such role."""
     mapping, table = ladder.route.table, ladder.pair.target
@@ -77,6 +84,8 @@ def _look(crew: Crew, ladder: Ladder) -> Seen | None:
             folded = fold(table.name) if is_plain(cursor, table.name) else None
             found = None if folded is None else resolve(cursor, role, folded)
             rights = read_rights(cursor, role, table, mapping.columns)
+            cursor.execute(_UNDECLARED_SQL, (table.oid,))
+            undeclared = tuple(index for (index,) in cursor.fetchall())
             cursor.execute("SELECT 1 FROM pg_catalog.pg_extension WHERE extname = 'uuid-ossp'")
             return Seen(
                 role=role,
@@ -86,6 +95,7 @@ def _look(crew: Crew, ladder: Ladder) -> Seen | None:
                 null_contents=contents,
                 null_metadata=metadata,
                 has_uuid_ossp=bool(cursor.fetchall()),
+                undeclared=undeclared,
             )
 
 

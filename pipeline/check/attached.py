@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from pipeline.check.preflight import Finding, Severity
 from pipeline.postgres.database import Cursor
+from pipeline.postgres.fence_sql import ROW_TRIGGER, STATEMENT_TRIGGER
 from pipeline.postgres.tables import Table
 
 # Bits of pg_trigger.tgtype.
@@ -32,7 +33,10 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attached:
-    """What acts on rows that come in; ``logged`` says that a crash of the server leaves them there."""
+    """What acts on rows that come in; ``logged`` says that a crash of the server leaves them there.
+
+    A fence of our own is not among it: it lets us through, or says itself why not.
+    """
 
     triggers: tuple[Trigger, ...]
     rules: tuple[Rule, ...]
@@ -45,7 +49,7 @@ class Attached:
             triggers=tuple(
                 Trigger(name=name, quoted=quoted, each_row=bool(bits & _ROW), on_insert=bool(bits & _INSERT))
                 for kind, name, quoted, bits in rows
-                if kind == "trigger"
+                if kind == "trigger" and name not in (STATEMENT_TRIGGER, ROW_TRIGGER)
             ),
             rules=tuple(Rule(name=name, quoted=quoted) for kind, name, quoted, _ in rows if kind == "rule"),
             logged=not any(kind == "unlogged" for kind, *_ in rows),

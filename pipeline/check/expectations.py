@@ -37,7 +37,7 @@ class Seen:
     """What the target shows. ``folded`` is the table's name without quotes, None: it cannot go without.
 
     ``found`` is what that leads to. The nulls are counted in rows; None: there is no such column, or it does not
-    show to the role that asks.
+    show to the role that asks. ``undeclared`` are the indexes of methods that an entity of TypeORM cannot declare.
     """
 
     role: Role
@@ -47,6 +47,7 @@ class Seen:
     null_contents: int | None
     null_metadata: int | None
     has_uuid_ossp: bool
+    undeclared: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +72,7 @@ def judge(pair: Pair, route: Route, seen: Seen, legacy: Legacy, *, named: bool) 
         *_check_columns(pair, mapping, name),
         *_check_types(pair, mapping, name),
         *_check_nulls(seen, pair.target, name),
+        *_check_synchronize(seen, pair.target, name),
     ]
 
 
@@ -271,3 +273,13 @@ def _check_nulls(seen: Seen, table: Table, name: str) -> Iterator[AppFinding]:
         if count:
             fact = f"{name}'s {table.qualified}: {counted(count, 'row')} without {what}: {effect}"
             yield AppFinding(severity="note", fact=fact)
+
+
+def _check_synchronize(seen: Seen, table: Table, name: str) -> Iterator[AppFinding]:
+    if seen.undeclared:
+        yield AppFinding(
+            severity="note",
+            fact=f"{name}'s {table.qualified}: TypeORM, where the table is an entity with synchronize: true, drops the"
+            f" {'index' if len(seen.undeclared) == 1 else 'indexes'} {', '.join(seen.undeclared)} at its next start",
+            hint="keep synchronize off, or declare each with @Index(name, { synchronize: false })",
+        )

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from psycopg2 import sql
 
+from pipeline.check.before import pass_before
 from pipeline.check.changes import Look
 from pipeline.check.differences import KINDS, Difference
 from pipeline.check.digests import BucketMap
@@ -13,7 +14,7 @@ from pipeline.check.ladder import Ladder
 from pipeline.errors import RefusedError
 from pipeline.events import CheckDone, Verdict
 from pipeline.ledger import runs
-from pipeline.ledger.passes import Pass, latest_pass
+from pipeline.ledger.passes import Pass
 from pipeline.ledger.quarantine import read_quarantine
 from pipeline.postgres.crew import Crew
 from pipeline.postgres.database import clock
@@ -142,12 +143,9 @@ def _last_pass(crew: Crew, ladder: Ladder) -> Pass:
     if not can_be_touched(pair):
         view = pair.target if pair.source.heaps else pair.source
         raise RefusedError(f"{view.qualified} does not tell which of its rows were written since", hint)
-    bound = runs.fingerprint(pair.source, pair.target, pair.columns)
-    with (
-        crew.session(ladder.route.target, "verify") as session,
-        session.transaction(read_only=True, single=True) as cursor,
-    ):
-        found = latest_pass(cursor, ladder.route.table, bound, verified=True)
+    route = ladder.route
+    with crew.together((route.source, "verify"), (route.target, "verify")) as (source, target):
+        found = pass_before(source, target, route.table, pair, verified=True)
     if found is not None and not still_holds(pair, found.source_horizon, found.target_horizon):
         raise RefusedError(f"a server was set back, or replaced by its standby, since the {found.kind} before", hint)
     if found is None:

@@ -1,6 +1,7 @@
 """Verify: the ladder of checks, each with a verdict, and the horizons that the verdicts speak of."""
 
 from collections.abc import Callable, Generator, Iterator
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from types import MappingProxyType
 
@@ -39,14 +40,14 @@ _RUNGS: MappingProxyType[str, Rung] = MappingProxyType(
 )
 
 
-def verify(route: Route, options: VerifyOptions) -> Generator[Event, None, None]:
+def verify(route: Route, options: VerifyOptions, shared: Crew | None = None) -> Generator[Event, None, None]:
     """Compare the two tables and their search; yield a CheckDone for every check, at the end VerifyDone.
 
-    Both sides are read at once, nothing is written but the verdicts, in the target's ledger. Raises
-    PipelineError where a side cannot be read; a difference is a verdict, not an error.
+    Both sides are read at once, nothing is written but the verdicts, in the target's ledger. A longer piece of
+    work shares its crew. Raises PipelineError where a side cannot be read; a difference is a verdict, not an error.
     """
     _check_names(options)
-    with Crew() as crew:
+    with Crew() if shared is None else nullcontext(shared) as crew:
         began, pair = crew.call(_read_pair, crew, route)
         ladder = Ladder(route=route, pair=pair, options=options)
         results: list[CheckDone] = []

@@ -14,8 +14,9 @@ from pipeline import __version__
 from pipeline.cli.baselines import baseline
 from pipeline.cli.checking import preflight, verify
 from pipeline.cli.copying import copy, quarantine
-from pipeline.cli.looking import search, settings_command, status
+from pipeline.cli.looking import mock, search, settings_command, status
 from pipeline.cli.playing import demo
+from pipeline.cli.switching import cutover, finalize, rollback
 from pipeline.cli.syncing import diff, sync
 from pipeline.errors import (
     EXIT_ERROR,
@@ -50,7 +51,23 @@ def cli() -> None:
     """Move embeddings between PostgreSQL hosts, and prove that search answers the same."""
 
 
-for _command in (settings_command, preflight, copy, quarantine, baseline, verify, diff, sync, status, search, demo):
+for _command in (
+    settings_command,
+    preflight,
+    copy,
+    quarantine,
+    baseline,
+    verify,
+    diff,
+    sync,
+    status,
+    search,
+    demo,
+    mock,
+    cutover,
+    rollback,
+    finalize,
+):
     cli.add_command(_command)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from pipeline.cli.parameters import ends_options, env_file_option, json_option
-from pipeline.errors import SettingsError
+from pipeline.errors import RefusedError, SettingsError
 from pipeline.settings import Settings
 
 
@@ -64,17 +64,48 @@ def status(env_file: Path | None, source: str, target: str, as_json: bool) -> No
 @click.option("--k", type=click.IntRange(1, 1_000), default=4, show_default=True, help="Return this many passages.")
 @json_option
 def search(text: str, env_file: Path | None, k: int, as_json: bool) -> None:
-    """Search main for TEXT, as the application will: embedded by Ollama, nearest first."""
-    from pipeline.search.embedders import OllamaEmbedder
-    from pipeline.search.repository import EmbeddingRepository, engine_for
+    """Search main for TEXT, as the application will: embedded by Ollama, nearest first.
+
+    Refused where the settings give the application a mock.
+    """
+    from pipeline.search.choice import read_choice, repository_for
+    from pipeline.search.repository import engine_for
     from pipeline.show.plain import print_json
     from pipeline.show.tables import print_hits
 
     settings = Settings.load(env_file)
     engine = engine_for(settings.endpoint("main"))
-    embedder = OllamaEmbedder(settings.ollama_url, settings.ollama_model, settings.dimensions)
-    hits = EmbeddingRepository(engine, settings.table, embedder).search(text, k)
+    if (choice := read_choice(settings)).mock:
+        raise RefusedError(
+            f"USE_MOCK_EMBEDDINGS ({choice.where}) gives the application a mock, which would answer nothing",
+            "set USE_MOCK_EMBEDDINGS=false there; pipeline mock shows what the settings give",
+        )
+    hits = repository_for(settings, engine).search(text, k)
     if as_json:
         print_json({"query": text, "hits": [{**asdict(hit), "id": str(hit.id)} for hit in hits]})
     else:
         print_hits(hits)
+
+
+@click.command()
+@env_file_option
+@json_option
+def mock(env_file: Path | None, as_json: bool) -> None:
+    """Show whether the settings give the application a mock, and where PGVECTOR_* points. Connects to nothing."""
+    from pipeline.search.choice import read_choice
+    from pipeline.show.plain import print_json, print_text
+
+    choice = read_choice(Settings.load(env_file))
+    if as_json:
+        found = asdict(choice)
+        print_json({"repository": "mock" if found.pop("mock") else "real", **found})
+        return
+    what = "a mock: every search answers nothing" if choice.mock else "the repository: searches are answered"
+    print_text(f"the settings give {what}")
+    print_text(f"USE_MOCK_EMBEDDINGS={choice.value} ({choice.where})")
+    place = (
+        "is not known to point to main or legacy" if choice.points_to == "unknown" else f"points to {choice.points_to}"
+    )
+    print_text(f"PGVECTOR_* {place}: {choice.problem or choice.label}")
+    if choice.mock:
+        print_text("next: set USE_MOCK_EMBEDDINGS=false, and start the application again")

@@ -92,7 +92,10 @@ def stop() -> bool:
     if stand_in is not None:
         with suppress(ProcessLookupError):
             os.kill(stand_in, signal.SIGTERM)
-    shutil.rmtree(folder)
+    while folder.exists():
+        # What ends at this moment removes files of its own, its pid file above all.
+        with suppress(FileNotFoundError):
+            shutil.rmtree(folder)
     return True
 
 

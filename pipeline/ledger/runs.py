@@ -18,7 +18,7 @@ from pipeline.postgres.tables import Table
 from pipeline.settings import TableMapping
 
 # The revision of alembic/versions that this code is written for.
-REVISION = "0006"
+REVISION = "0007"
 # SQLSTATE of a schema and of a table that does not exist.
 _NOT_THERE = frozenset({"3F000", "42P01"})
 

@@ -5,6 +5,7 @@ import json
 from pipeline.events import CheckDone
 from pipeline.postgres.database import Cursor
 from pipeline.postgres.tables import Table
+from pipeline.settings import TableMapping
 
 
 def record_verdict(
@@ -34,3 +35,14 @@ def record_verdict(
             number,
         ),
     )
+
+
+def latest_verdicts(cursor: Cursor, target: TableMapping, labels: tuple[str, str]) -> dict[str, tuple[str, str]]:
+    """Return the last verdict of every check between these two databases, with its summary."""
+    cursor.execute(
+        "SELECT DISTINCT ON (check_name) check_name, verdict, coalesce(figures ->> 'summary', '')"
+        " FROM pipeline.verdict WHERE target_schema = %s AND target_table = %s AND source_label = %s"
+        " AND target_label = %s ORDER BY check_name, at DESC",
+        (target.schema, target.table, *labels),
+    )
+    return {name: (verdict, summary) for name, verdict, summary in cursor.fetchall()}

@@ -1,6 +1,7 @@
 """Sync: the target made equal to the source, by what was touched since both were equal, or by what differs at all."""
 
 from collections.abc import Generator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -68,23 +69,27 @@ class _Done:
             self.foreign = one.outcome.foreign
 
 
-def sync(route: Route, options: SyncOptions) -> Generator[Event, None, None]:
+def sync(
+    route: Route, options: SyncOptions, shared: Crew | None = None, held: Lease | None = None
+) -> Generator[Event, None, None]:
     """Make the target's rows equal to the source's; end with SyncDone.
 
     What it was that somebody else wrote on the target goes by the options, and what stays is told. Closing
     the generator stops the work within two seconds; what was committed stays, and the next sync goes on.
-    Raises PipelineError.
+    A longer piece of work shares its crew, and the lease that it holds. Raises PipelineError.
     """
     started = clock()
-    with Crew(options.stall_seconds) as crew:
+    with Crew(options.stall_seconds) if shared is None else nullcontext(shared) as crew:
         job = crew.call(prepare_sync, crew, route, options, to_write=True)
         yield planned(job)
         assert job.run is not None
-        lease = Lease(crew, route.target, job.run, options.deadline_seconds)
+        ours = held is None or held.run_id != job.run.id
+        lease = Lease(crew, route.target, job.run, options.deadline_seconds) if held is None or ours else held
         work = crew.start(_passes, crew, job, lease, options)
         yield from crew.follow([work], guards=[lease.future])
         done = work.result()
-        lease.release()
+        if ours:
+            lease.release()
         yield _done(job, job.run, done, clock() - started)
 
 

@@ -1,15 +1,17 @@
 """Before a sync: both tables, the run that keeps its books, and where both sides were last known to be equal."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from pipeline.check.before import has_passes, pass_before
 from pipeline.check.changes import Look
 from pipeline.check.finding import Base, can_be_touched, still_holds
+from pipeline.check.gate import refuse_fenced_source
 from pipeline.check.pair import Pair, read_pair
 from pipeline.errors import RefusedError
 from pipeline.events import SyncPlanned
 from pipeline.ledger import runs
 from pipeline.ledger.marks import written_sql
-from pipeline.ledger.passes import Pass, latest_pass
+from pipeline.ledger.passes import Pass
 from pipeline.ledger.quarantine import count_quarantine
 from pipeline.move.lease import LEASE, RUN
 from pipeline.move.reconcile import Policy
@@ -44,12 +46,16 @@ def prepare_sync(crew: Crew, route: Route, options: SyncOptions, *, to_write: bo
         crew.warm((route.target, LEASE), (route.source, RUN), (route.target, RUN))
     with crew.together((route.source, RUN), (route.target, RUN)) as (source, target):
         # What is only listed needs no books.
-        has_ledger = not dry or _has_passes(target)
+        has_ledger = not dry or has_passes(target)
         run, set_aside = _copy_run(target, route) if has_ledger else (None, False)
         pair = read_pair(crew, source, target, route, to_write=to_write, set_aside=set_aside)
+        if to_write and not dry:
+            refuse_fenced_source(source, pair.source)
         if has_ledger:
             run = _books(target, route, pair, run, dry=dry)
-        before = _last_pass(source, target if has_ledger else None, route, pair) if can_be_touched(pair) else None
+        before = None
+        if can_be_touched(pair):
+            before = pass_before(source, target if has_ledger else None, route.table, pair)
         if before is not None and not still_holds(pair, before.source_horizon, before.target_horizon):
             before = None
     base = None if options.deep else _base(before, run)
@@ -90,32 +96,6 @@ def _books(target: Session, route: Route, pair: Pair, run: runs.Run | None, *, d
             0,
             "sync",
         )
-
-
-def _last_pass(source: Session, target: Session | None, route: Route, pair: Pair) -> Pass | None:
-    """Return the last pass that found both sides equal, by the target's ledger, else by the source's, turned round."""
-    if target is not None:
-        bound = runs.fingerprint(pair.source, pair.target, pair.columns)
-        with target.transaction(read_only=True, single=True) as cursor:
-            if (found := latest_pass(cursor, route.table, bound)) is not None:
-                return found
-    if not _has_passes(source):
-        return None
-    turned = runs.fingerprint(pair.target, pair.source, pair.columns)
-    with source.transaction(read_only=True, single=True) as cursor:
-        found = latest_pass(cursor, route.table, turned)
-    if found is None:
-        return None
-    return replace(found, source_horizon=found.target_horizon, target_horizon=found.source_horizon)
-
-
-def _has_passes(session: Session) -> bool:
-    ((found,),) = session.rows(
-        "SELECT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
-        " WHERE n.nspname = 'pipeline' AND c.relname = 'pass' AND pg_catalog.has_table_privilege(c.oid, 'SELECT')"
-        " AND pg_catalog.has_schema_privilege(n.oid, 'USAGE'))"
-    )
-    return bool(found)
 
 
 def _base(before: Pass | None, run: runs.Run | None) -> Base | None:

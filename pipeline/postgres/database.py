@@ -11,7 +11,7 @@ import psycopg2
 import psycopg2.extensions
 from psycopg2 import sql
 
-from pipeline.endpoints import Endpoint
+from pipeline.endpoints import DEFAULT_PASS, Endpoint
 from pipeline.errors import UnreachableError
 from pipeline.postgres.failures import CONNECT_TIMEOUT_SECONDS, connect_error, translate
 from pipeline.postgres.pulse import PulsingConnection, PulsingCursor
@@ -102,7 +102,7 @@ class Session:
         return sql.SQL(self._begin_text(read_only=read_only))
 
     def _begin_text(self, *, read_only: bool, single: bool = False) -> str:
-        settings = _settings(self.version, read_only)
+        settings = _settings(self.version, read_only, self.endpoint.through or DEFAULT_PASS)
         # Not READ WRITE: that would overrule a database that somebody, or a full disk, made read-only. The
         # level is said because a role may have another default, under which a slice would fail for another's.
         level = "REPEATABLE READ READ ONLY" if read_only else "READ COMMITTED"
@@ -226,8 +226,8 @@ def _application_name(purpose: str) -> str:
     return f"pipeline {purpose}"[:63]
 
 
-def _settings(version: int, read_only: bool) -> dict[str, str]:
-    """Return the settings of our transactions, as SQL has them."""
+def _settings(version: int, read_only: bool, through: str) -> dict[str, str]:
+    """Return the settings of our transactions, as SQL has them; ``through`` is the pass of those that write."""
     settings = {
         "search_path": "''",
         "row_security": "off",
@@ -250,6 +250,8 @@ def _settings(version: int, read_only: bool) -> dict[str, str]:
     if not read_only:
         # A role's default of off would lose acknowledged slices in a crash of the server.
         settings["synchronous_commit"] = "'on'"
+        # A pass holds nothing that would have to be quoted: its endpoint saw to it.
+        settings["pipeline.through"] = f"'{through}'"
     return settings
 
 

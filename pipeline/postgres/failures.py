@@ -141,6 +141,8 @@ def connect_error(endpoint: Endpoint, text: str) -> PipelineError:
     return UnreachableError(f"{endpoint.name} ({endpoint.label}): {line}", "pipeline settings shows what is used")
 
 
+# What a fence (postgres/fence.py) raises: its message is ours, and holds nothing of a row.
+FENCE_STATE = "PF001"
 _CONFLICT_CODES = frozenset({"40001", "40P01"})
 # Data and constraint errors, and what a function raises: their messages quote values of the row.
 _TELLING_CLASSES = frozenset({"22", "23", "38", "39", "P0"})
@@ -182,6 +184,9 @@ def translate(
         return DuplicateKeyError(f"{where}: {message}", "pipeline verify names the rows")
     if code == "57014":
         return StatementError(f"{where}: {message}", "somebody, or a timeout, cancelled it; run the command again")
+    if code == FENCE_STATE:
+        hint = "pipeline status shows how far the cutover is, and which side takes writes"
+        return RefusedError(f"{where}: {message}", hint, code)
     if code == "42501":
         return RefusedError(f"{where}: {message}", "grant the right, or use a role that has it")
     if code == "25006":

@@ -20,11 +20,13 @@ from pipeline.search.vector_sql import (
     Distance,
     Extension,
     Metric,
+    filter_texts,
     find_extension,
     forget_extension,
     is_indexed_by_half,
     json_text,
     planner_statement,
+    query_text,
     storable_text,
     vector_text,
 )
@@ -94,7 +96,7 @@ class EmbeddingRepository:
         filter: Mapping[str, Any] | None = None,  # noqa: A002
     ) -> list[Hit]:
         """Return the ``k`` rows nearest to ``text``, nearest first. See ``search_by_vector``."""
-        _check_k(k)
+        check_k(k)
         return self.search_by_vector(self._embedder.embed([text])[0], k, filter)
 
     def search_by_vector(
@@ -110,10 +112,8 @@ class EmbeddingRepository:
         An HNSW index answers where the planner takes it; what it leaves short of ``k`` is searched exactly.
         Runs in a read-only transaction. Raises SearchError, StatementError, UnreachableError and others.
         """
-        _check_k(k)
-        query = vector_text(vector, self._embedder.dimensions, "the query vector")
-        if self._metric == "cosine" and not any(vector):
-            raise SearchError("the query vector is zero and has no cosine distance", "embed another text")
+        check_k(k)
+        query = query_text(vector, self._embedder.dimensions, self._metric)
         conditions = self._conditions(filter or {})
         with self._transaction(readonly=True) as (connection, extension):
             # Before 0.8 a filter is applied to the first ef_search rows of the index only.
@@ -130,10 +130,7 @@ class EmbeddingRepository:
         Without ``ids`` the table's default makes them. Everything is checked before the first row is
         written. Raises SearchError, EmbedderError, StatementError (an id that exists) and others.
         """
-        if ids is not None and len(ids) != len(documents):
-            raise SearchError(f"{len(ids)} ids were given for {len(documents)} documents", "give one id each")
-        texts = [storable_text(document.content, f"document {n}") for n, document in enumerate(documents, 1)]
-        metadata = [_metadata(document.metadata, n) for n, document in enumerate(documents, 1)]
+        texts, metadata = check_documents(documents, ids)
         if not texts:
             return []
         vectors = self._embedder.embed(texts)
@@ -216,16 +213,10 @@ class EmbeddingRepository:
         jsonb = CatalogType("jsonb")
         stored = sa.cast(self._metadata, jsonb)
 
-        def contains(key: str, value: Any) -> sa.ColumnElement[bool]:
-            text = json_text({key: value}, f"the filter's value of {key!r}")
+        def contains(text: str) -> sa.ColumnElement[bool]:
             return stored.bool_op("OPERATOR(pg_catalog.@>)")(sa.cast(sa.literal(text, sa.Text()), jsonb))
 
-        return [
-            sa.or_(sa.false(), *(contains(key, one) for one in value))
-            if isinstance(value, list | tuple | set | frozenset)
-            else contains(key, value)
-            for key, value in wanted.items()
-        ]
+        return [sa.or_(sa.false(), *map(contains, texts)) for texts in filter_texts(wanted)]
 
     @contextmanager
     def _transaction(self, *, readonly: bool) -> Iterator[tuple[sa.Connection, Extension]]:
@@ -271,9 +262,18 @@ def engine_for(endpoint: Endpoint, **options: Any) -> sa.Engine:
     )
 
 
-def _check_k(k: int) -> None:
+def check_k(k: int) -> None:
+    """Raise SearchError where ``k`` is no number of hits."""
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise SearchError("k, the number of hits, is not a whole number from 1", "ask for one hit or more")
+
+
+def check_documents(documents: Sequence[Document], ids: Sequence[UUID] | None) -> tuple[list[str], list[str]]:
+    """Return texts and metadata as PostgreSQL takes them, the metadata as JSON. Raises SearchError."""
+    if ids is not None and len(ids) != len(documents):
+        raise SearchError(f"{len(ids)} ids were given for {len(documents)} documents", "give one id each")
+    texts = [storable_text(document.content, f"document {n}") for n, document in enumerate(documents, 1)]
+    return texts, [_metadata(document.metadata, n) for n, document in enumerate(documents, 1)]
 
 
 def _metadata(metadata: object, number: int) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Literal
@@ -116,7 +116,7 @@ class Distance(sa.ColumnElement[float]):
         self.stored = stored
         self.schema = as_type.schema
         self.symbol = _OPERATORS[metric]
-        self.query = sa.cast(query, as_type)
+        self.query: sa.Cast[Any] = sa.cast(query, as_type)
 
 
 @compiles(Distance)
@@ -145,6 +145,14 @@ def vector_text(vector: Sequence[float], dimensions: int, what: str) -> str:
     return "".join(("[", ",".join(map(repr, numbers)), "]"))
 
 
+def query_text(vector: Sequence[float], dimensions: int, metric: Metric) -> str:
+    """Return the vector of a search as pgvector reads it. Raises SearchError, also where it has no distance."""
+    text = vector_text(vector, dimensions, "the query vector")
+    if metric == "cosine" and not any(vector):
+        raise SearchError("the query vector is zero and has no cosine distance", "embed another text")
+    return text
+
+
 def storable_text(text: str, what: str) -> str:
     """Return ``text`` as it is. Raises SearchError where PostgreSQL cannot hold it."""
     if "\0" in text:
@@ -168,3 +176,15 @@ def json_text(value: Any, what: str) -> str:
     if re.search(r"(?<!\\)(?:\\\\)*\\u0000", text):
         raise SearchError(f"{what} hold a NUL character, which jsonb cannot store", "take it out first")
     return storable_text(text, what)
+
+
+def filter_texts(wanted: Mapping[str, Any]) -> list[list[str]]:
+    """Return of each key of a filter the JSON objects of which the metadata must contain one. Raises SearchError."""
+    return [
+        [json_text({key: one}, f"the filter's value of {key!r}") for one in _choices(value)]
+        for key, value in wanted.items()
+    ]
+
+
+def _choices(value: Any) -> Collection[Any]:
+    return value if isinstance(value, list | tuple | set | frozenset) else (value,)

@@ -82,6 +82,13 @@ class Board:
                 self._fraction = event.slices_done / max(1, event.slices)
             case events.CheckDone():
                 self._begin("at work", now)
+            case events.StepStarted():
+                self._begin(event.name, now)
+            case events.OwnerNeeded():
+                self._begin("waiting for the table's owner", now)
+            case events.Watching():
+                self._begin(_watching(event), now - event.seconds)
+                self._fraction = min(1.0, event.seconds / event.of_seconds) if event.of_seconds else None
 
     def _begin(self, what: str, since: float) -> None:
         self._what, self._since, self._fraction = printable(what).replace("\n", " "), since, None
@@ -185,3 +192,12 @@ class Board:
         while text and cell_len(text) + 1 > width:
             text = text[:-1]
         return text + self._glyphs.cut if width > 0 else ""
+
+
+def _watching(event: events.Watching) -> str:
+    failed = f", {event.errors:,} failed" if event.errors else ""
+    slow = "" if event.p95_ms is None else f", p95 {event.p95_ms:.0f} ms"
+    return (
+        f"watching: {counted(event.strays, 'client')} at legacy,"
+        f" {counted(event.searches, 'search')} on main{failed}{slow}"
+    )

@@ -15,7 +15,7 @@ from pipeline.events import CheckDone
 from pipeline.settings import Origin
 from pipeline.show.figures import duration, printable, size
 from pipeline.show.plain import print_text
-from pipeline.status import RunState, State
+from pipeline.status import CutoverState, RunState, State
 from pipeline.wording import counted
 
 
@@ -124,7 +124,7 @@ def _print_advice(results: Sequence[CheckDone]) -> None:
 
 
 def print_state(state: State) -> None:
-    """Print runs and verdicts."""
+    """Print runs, verdicts, and where the cutover stands."""
     if not state.runs:
         print_text("no run yet. next: pipeline copy --from legacy --to main")
         return
@@ -172,6 +172,28 @@ def print_state(state: State) -> None:
             )
         elif any(verdict.stale is None for verdict in state.verdicts):
             print_text("\nwhether the tables were written since is not known: a side did not answer, or does not tell")
+    if state.cutover is not None:
+        _print_cutover(state.cutover)
+
+
+def _print_cutover(cutover: CutoverState) -> None:
+    """Print the cutover's steps and what can be done next."""
+    print_text("")
+    print_table(
+        ("step", "state", "what was seen", "at"),
+        [(step.name, step.state, step.summary, moment(step.at)) for step in cutover.steps],
+    )
+    name = f"{cutover.kind} {cutover.id} of {cutover.table}"
+    if cutover.outcome is not None and cutover.ended is not None:
+        print_text(f"{name}: {cutover.outcome} {moment(cutover.ended)}")
+    elif cutover.back is not None:
+        print_text(f"{name}: on its way back. next: pipeline rollback --execute")
+    elif cutover.next_step is None:
+        print_text(f"{name}: switched. next: pipeline finalize, or pipeline rollback")
+    else:
+        where = "main is open, legacy is closed" if cutover.opened is not None else "nothing is switched yet"
+        print_text(f"{name}: {where}; {cutover.next_step} comes next")
+        print_text("next: pipeline cutover --execute, which goes on; or pipeline rollback --execute")
 
 
 def _indexes(run: RunState) -> str:

@@ -37,6 +37,13 @@ def event_line(event: events.Event) -> str | None:
             )
         case events.SyncPlanned():
             return _sync_planned(event)
+        case events.StepStarted():
+            return f"step {event.number} of {event.steps}, {event.name}: {event.title}"
+        case events.StepDone():
+            ended = "done before" if event.before else f"done in {duration(event.seconds)}"
+            return f"{event.name} {ended}: {event.summary}"
+        case events.OwnerNeeded():
+            return f"{event.fact}:\n{event.script}"
         case events.IndexBuilt():
             return f"index {event.name} is built again, in {duration(event.seconds)}"
     return None

@@ -62,7 +62,7 @@ PASSAGES = [
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """Return a temporary directory of the bench's own that the servers' account can pass through."""
-    with tempfile.TemporaryDirectory(prefix="pipeline-test-bench-") as name:
+    with tempfile.TemporaryDirectory(prefix="pipeline-test-bench-", dir=servers_folder()) as name:
         Path(name).chmod(0o711)
         yield Path(name)
 
@@ -90,7 +90,7 @@ def run() -> Iterator[tuple[Any, str]]:
     """Run the benchmark once, with everything that it can do; yield its JSON and what it printed."""
     studies = ("--memory", "--ledger", "--resume", "--changes", "--proofs")
     scenes = ("--only", ONLY, "--latency", "5", "--cold")
-    with tempfile.TemporaryDirectory(prefix="pipeline-test-bench-") as name:
+    with tempfile.TemporaryDirectory(prefix="pipeline-test-bench-", dir=servers_folder()) as name:
         folder = Path(name)
         folder.chmod(0o711)
         with (

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.test_copy import finish, wait_until
-from tests.data import content, fill_generated
+from tests.data import become_generated, content
 from tests.support import Database, Outcome, environment, pipeline, start
 
 ROWS, DIMENSIONS, TEXT_BYTES = 1200, 16, 2000
@@ -24,7 +24,7 @@ class Sides:
 
     def __init__(self, legacy: Database, main: Database) -> None:
         self.legacy, self.main = legacy, main
-        fill_generated(legacy, ROWS, DIMENSIONS, TEXT_BYTES)
+        become_generated(legacy, ROWS, DIMENSIONS, TEXT_BYTES)
         self.env = environment(legacy=legacy, main=main, EMBEDDING_DIMENSIONS=str(DIMENSIONS))
 
     def bring(self, condition: str) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import psycopg2
 import pytest
 
-from tests.data import content, fill, fill_generated, load
+from tests.data import become_generated, content, fill, load
 from tests.support import Database, Outcome, environment, pipeline, start
 
 INDEXES = (
@@ -26,7 +26,7 @@ ROWS, DIMENSIONS, TEXT_BYTES = 6000, 64, 2000
 @pytest.fixture
 def small(legacy: Database, new_database: Callable[..., Database], main_template: Callable[[int], str]) -> Database:
     """Return a main for vectors of 64 dimensions, with a legacy that fills a dozen slices of 1 MiB."""
-    fill_generated(legacy, ROWS, DIMENSIONS, TEXT_BYTES)
+    become_generated(legacy, ROWS, DIMENSIONS, TEXT_BYTES)
     return new_database("18", main_template(DIMENSIONS))
 
 

@@ -99,6 +99,7 @@ def pair(new_database: Callable[..., Database], main_template: Callable[[int], s
 # Every command with arguments that make it work; a new one without a case here fails the first test.
 COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "settings": ((), ("--json",)),
+    "mock": ((), ("--json",)),
     "preflight": ((), ("--json",)),
     "copy": ((), ("--json",)),
     "quarantine": ((), ("--json",)),
@@ -169,7 +170,7 @@ BAD_LINES = {
 
 
 @pytest.mark.parametrize("line", BAD_LINES)
-@pytest.mark.parametrize("command", [*CONNECTING, "settings"])
+@pytest.mark.parametrize("command", [*CONNECTING, "settings", "mock"])
 def test_bad_line_of_an_env_file_is_not_shown(command: str, line: str, tmp_path: Path) -> None:
     path = tmp_path / "settings.env"
     path.write_bytes(BAD_LINES[line].encode("latin-1" if line == "latin-1" else "utf-8"))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.data import content, fill_generated
+from tests.data import become_generated, content
 from tests.support import Database, environment, pipeline, start
 from tests.terminal import Emulator, Running, on_terminal
 
@@ -18,7 +18,7 @@ SLOW = ("copy", "--slice-size", "1", "--max-rate", "1")
 
 @pytest.fixture
 def main64(legacy: Database, new_database: Callable[..., Database], main_template: Callable[[int], str]) -> Database:
-    fill_generated(legacy, ROWS, DIMENSIONS, 1000)
+    become_generated(legacy, ROWS, DIMENSIONS, 1000)
     return new_database("18", main_template(DIMENSIONS))
 
 

@@ -256,7 +256,8 @@ def test_composite_keys_are_compared_as_wholes(order: str, new_move: Callable[..
     move.verify().expect(0)
     assert move.main.value("SELECT count(*) FROM pipeline.slice") > 5
     move.main.execute("UPDATE embeddings SET b = 1000 WHERE a = '' AND b = 7")
-    figures = move.verify().expect(3).json["checks"][1]["figures"]
+    found = move.verify("--check", "rows", "--settle", "0").expect(3)
+    figures = found.json["checks"][1]["figures"]
     assert (figures["missing_rows"], figures["extra_rows"], figures["different_rows"]) == (1, 1, 0)
 
 

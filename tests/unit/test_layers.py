@@ -33,7 +33,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "search": SETTINGS,
     "migration": SETTINGS | {"postgres", "search"},
     "install": SETTINGS | {"postgres", "migration"},
-    "show": frozenset({"wording", "errors", "events", "settings", "check", "status", "search"}),
+    "show": frozenset({"wording", "errors", "events", "settings", "check", "cutover", "status", "search"}),
     "demo": SETTINGS,
     "cli": SETTINGS | {"postgres", "ledger", "check", "move", "cutover", "status", "search", "show", "demo", "install"},
     "__main__": frozenset({"cli"}),

@@ -1,0 +1,205 @@
+"""The way back: from any step, without losing what was written on main since the switch."""
+
+from collections.abc import Callable, Generator
+from dataclasses import replace
+from pathlib import Path
+
+from psycopg2 import sql
+
+from pipeline.check.before import has_passes, pass_before
+from pipeline.check.changes import Look, changed_keys, look
+from pipeline.check.pair import read_pair
+from pipeline.cutover import closing, switching
+from pipeline.cutover.engine import find_under_way, open_work, run_of, take_step, was_guarded
+from pipeline.cutover.envrestore import plan_restore
+from pipeline.cutover.envwrite import apply_edit
+from pipeline.cutover.forward import bring, compare, refuse_differences, summaries
+from pipeline.cutover.work import PURPOSE, Deed, Tools, Work
+from pipeline.errors import RefusedError
+from pipeline.events import CutoverDone, Event, StepDone, StepStarted
+from pipeline.ledger import cutovers, runs
+from pipeline.ledger.marks import written_sql
+from pipeline.move.lease import Lease
+from pipeline.options import DEFAULT_DEADLINE_SECONDS, CutoverOptions, SyncOptions, VerifyOptions
+from pipeline.postgres.crew import Crew
+from pipeline.postgres.database import Cursor, Session
+from pipeline.settings import Route, Settings
+from pipeline.wording import counted
+
+# How many rows that legacy took meanwhile are named; all are counted.
+LISTED_KEYS = 20
+
+# What these did stays as it is.
+_STAY = frozenset({"preflight", "backup"})
+_Step = tuple[str, str, Callable[[Work], Deed]]
+
+
+def rollback(route: Route, settings: Settings, options: CutoverOptions, tools: Tools) -> Generator[Event, None, None]:
+    """Go back from wherever the cutover stands; end with CutoverDone.
+
+    Interrupted or killed, it is run again and goes on. Raises RefusedError where there is nothing to go back from,
+    or legacy took writes although it was closed; DifferencesError where both sides would not be equal.
+    """
+    with Crew() as crew:
+        found, _ = crew.call(find_under_way, crew, route)
+        if found is None:
+            raise RefusedError(
+                f"no cutover of {route.table.qualified} is under way, or could be rolled back",
+                "pipeline status shows what there was",
+            )
+        lease = Lease(crew, route.target, crew.call(run_of, crew, route), DEFAULT_DEADLINE_SECONDS)
+        work = open_work(crew, route, settings, options, tools, found, lease)
+        steps = way_back(work)
+        if work.cutover.opened is not None and not work.stands("back-verify"):
+            crew.call(_check_legacy, work)
+        work.note(lambda cursor: cutovers.mark_back(cursor, work.cutover.id))
+        for number, (name, title, deed) in enumerate(steps, 1):
+            if work.stands(name):
+                summary = str(work.evidence(name).get("summary", ""))
+                yield StepDone(name=name, summary=summary, seconds=0.0, before=True)
+                continue
+            yield StepStarted(name=name, title=title, number=number, steps=len(steps))
+            yield from take_step(work, name, deed)
+        work.note(lambda cursor: _end(work, cursor, [name for name, *_ in steps]))
+        lease.release()
+        yield CutoverDone(
+            cutover=found.id,
+            kind=found.kind,
+            outcome="rolled back",
+            steps=tuple((name, str(work.evidence(name).get("summary", "")), 0.0) for name, *_ in steps),
+            remains=_remains(work),
+        )
+
+
+def _end(work: Work, cursor: Cursor, back: list[str]) -> None:
+    cutovers.undo_steps(
+        cursor, work.cutover.id, [name for name in work.records if name not in back and name not in _STAY]
+    )
+    cutovers.mark_ended(cursor, work.cutover.id, "rolled back")
+
+
+def way_back(work: Work) -> tuple[_Step, ...]:
+    """Return the steps of the way back from where the cutover stands."""
+    if work.cutover.opened is None:
+        return (("back-open", "legacy takes writes again", _open_legacy),)
+    return (
+        ("back-close", "main takes no more writes", _close_main),
+        ("back-sync", "what was written on main goes to legacy", _bring_back),
+        ("back-verify", "both sides equal", _verify_back),
+        ("back-switch", "the settings as they were", _restore),
+        ("back-open", "legacy takes writes again", _open_legacy),
+        ("back-commands", "the application is told", _run_commands),
+    )
+
+
+def _check_legacy(work: Work) -> None:
+    """Raise RefusedError where legacy was opened, or took writes, since it was closed."""
+    route = work.route
+    ends = (work.source, PURPOSE), (work.target, PURPOSE)
+    with work.crew.together(*ends) as (source, target):
+        pair = read_pair(work.crew, source, target, route, to_write=False)
+        before = pass_before(source, target, route.table, pair, verified=True)
+        proven = work.evidence("prove")
+        if before is None or not proven:
+            raise RefusedError(
+                "what legacy held when it was closed is not known any more",
+                "pipeline diff lists what differs by now; pipeline sync --from main --to legacy takes it there",
+            )
+        then = Look.from_json(before.source_horizon)
+        own = _brought_back(source, route) if has_passes(source) else None
+        now = look(source, pair.source, then.horizon, own)
+        extra = (now.changed or 0) - (then.recent or 0)
+        gone = own is None and now.rows != then.rows
+        if extra <= 0 and not gone and (own is not None or not now.since(then)):
+            return
+        keys = [key for batch in changed_keys(source, pair.source, then.horizon, own) for key in batch]
+    listed = "; ".join(", ".join(key) for key in keys[:LISTED_KEYS])
+    raise RefusedError(
+        f"legacy's {route.table.qualified} was written since it was closed: {counted(len(keys), 'row')} with new"
+        f" content ({listed}){', and rows are gone' if gone and not keys else ''}",
+        "these would be overwritten: take them to main first, by pipeline diff and by hand; then run this again",
+    )
+
+
+def _brought_back(session: Session, route: Route) -> sql.Composable | None:
+    """Return the condition of rows that an earlier attempt has brought back."""
+    with session.transaction(read_only=True) as cursor:
+        run = runs.latest_run(cursor, route.table, "sync")
+    return None if run is None else written_sql(run.id, "r")
+
+
+def _backwards(work: Work) -> Route:
+    """Return the route of main's rows to legacy, past the fence there."""
+    return replace(work.route, source=work.target, target=work.source)
+
+
+def _close_main(work: Work) -> Deed:
+    # Should somebody have opened legacy, it is closed again before it is looked at for the last time.
+    yield from closing.close(work, work.source, closing.moved(work))
+    work.crew.call(_check_legacy, work)
+    closed = yield from closing.close(work, work.target, closing.returning(work))
+    proof = closing.prove(work, work.target, closing.returning(work))
+    tried = counted(proof["probes_refused"], "write")
+    return {"put": closed, "proof": proof}, f"main's table takes no more writes: {tried} tried, all refused"
+
+
+def _bring_back(work: Work) -> Deed:
+    """Make legacy equal to main: what was added, changed and deleted there since the switch."""
+    work.crew.call(work.tools.install_ledger, work.source, work.settings)
+    # Legacy was closed all the time: what differs was done on main, deletes among it.
+    done = yield from bring(work, _backwards(work), SyncOptions(on_conflict="overwrite", delete=True))
+    evidence = {"inserted": done.inserted, "updated": done.updated, "deleted": done.deleted}
+    told = f"{done.inserted:,} added, {done.updated:,} written over, {done.deleted:,} deleted"
+    return evidence, f"legacy has what was written on main: {told}"
+
+
+def _verify_back(work: Work) -> Deed:
+    options = VerifyOptions(incremental=not work.options.deep, checks=("rows",), settle_seconds=0.0)
+    found = yield from compare(work, _backwards(work), options)
+    refuse_differences(found, "main and legacy are both closed, and not equal")
+    counts = next(check.summary for check in found.checks if check.name == "counts")
+    return {"checks": summaries(found)}, f"{counts}, and equal"
+
+
+def _restore(work: Work) -> Deed:
+    """Take the switch back in every file."""
+    changed: dict[str, list[str]] = {}
+    for path, copy in switching.switched_files(work.evidence("switch")):
+        if copy.exists():
+            edit = plan_restore(path, copy, work.settings)
+            apply_edit(edit, None)
+            changed[str(path)] = list(edit.changes)
+    yield from ()
+    files = ", ".join(Path(path).name for path in changed)
+    return {"changed": changed}, f"{files} as before the switch" if files else "no file had been changed"
+
+
+def _open_legacy(work: Work) -> Deed:
+    """Open legacy; main stays closed to others, as it was while it was filled."""
+    if work.cutover.opened is not None:
+        # The guard instead of the fence, with no moment between: the pipeline may write there again.
+        yield from closing.close(work, work.target, closing.guard(work))
+    opened = yield from closing.open_again(work, work.source)
+    if work.rehearsal and not was_guarded(work):
+        yield from closing.open_again(work, work.target)
+    return {"opened": opened}, "legacy's table takes writes again"
+
+
+def _run_commands(work: Work) -> Deed:
+    seconds = switching.run_commands(work.crew, work.options.after_switch)
+    yield from ()
+    if not seconds:
+        return {"command_seconds": []}, "no command was given: restart the application"
+    return {"command_seconds": seconds}, f"{counted(len(seconds), 'command')} run"
+
+
+def _remains(work: Work) -> tuple[str, ...]:
+    """Return what stays behind, for people."""
+    table = work.route.table.qualified
+    with_guard = (f"main's {table} stays closed to all but the pipeline, until a cutover or pipeline finalize",)
+    ledger = (
+        ("the ledger on legacy (schema pipeline), which pipeline finalize removes",)
+        if "back-sync" in work.records
+        else ()
+    )
+    return (*(with_guard if not work.rehearsal and "catchup" in work.records else ()), *ledger)

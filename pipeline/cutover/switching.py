@@ -1,0 +1,180 @@
+"""The switch: main opened, the settings pointed there, the application told; then a search by these settings alone."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.check.neighbours import Query, sample_queries
+from pipeline.cutover import closing
+from pipeline.cutover.envfile import plan_switch
+from pipeline.cutover.envwrite import EnvEdit, apply_edit, copy_path
+from pipeline.cutover.forward import fenced_at
+from pipeline.cutover.work import PURPOSE, Deed, Work
+from pipeline.errors import DifferencesError, PipelineError, RefusedError
+from pipeline.failpoints import failpoint
+from pipeline.ledger import cutovers
+from pipeline.postgres.crew import TICK_SECONDS, Crew
+from pipeline.postgres.database import clock
+from pipeline.postgres.tables import describe
+from pipeline.settings import Settings
+from pipeline.wording import counted
+
+SMOKE_QUERIES, SMOKE_K = 5, 4
+# An index may leave a row out; a search that finds none of its own rows is at another table.
+SMOKE_FOUND = 4
+# A stored vector is as near to itself as the rounding of its distance.
+SAME_DISTANCE = 1e-4
+
+
+def switch(work: Work) -> Deed:
+    """Open main's table, edit the files, and run the operator's commands; legacy stays closed."""
+    closing.check_stands(work, work.source, closing.moved(work))
+    edits = planned_edits(work)
+    files = [
+        {"path": str(path), "copy": str(_copy(work, path))} for path in (p.absolute() for p in work.options.env_files)
+    ]
+    work.intend("switch", {"files": files, "commands": len(work.options.after_switch)})
+    work.note(lambda cursor: cutovers.mark_opened(cursor, work.cutover.id))
+    failpoint("before_open")
+    opened = yield from closing.open_again(work, work.target)
+    failpoint("after_open")
+    for edit in edits:
+        # The first one was planned before; a file that was switched already has no copy to be made.
+        apply_edit(edit, _copy(work, edit.shown) if edit.changed else None)
+    at = work.now()
+    began = fenced_at(work)
+    held = None if began is None else (at - began).total_seconds()
+    work.intend("switch", {"switched_at": at.isoformat(), "fence_seconds": held})
+    commands = run_commands(work.crew, work.options.after_switch)
+    changed = {str(edit.shown): list(edit.changes) for edit in edits}
+    evidence = {"opened": opened, "changed": changed, "command_seconds": commands}
+    names = ", ".join(str(edit.shown) for edit in edits)
+    ran = f"; {counted(len(commands), 'command')} run" if commands else ""
+    return evidence, f"{names} {'points' if len(edits) == 1 else 'point'} to main{ran}; fence held for {span(held)}"
+
+
+def planned_edits(work: Work) -> list[EnvEdit]:
+    """Return what becomes of every file. Raises SettingsError and RefusedError."""
+    return [
+        plan_switch(path, work.settings, with_mock_line=not number)
+        for number, path in enumerate(work.options.env_files)
+    ]
+
+
+def _copy(work: Work, path: Path) -> Path:
+    return copy_path(path, str(work.cutover.options["stamp"]))
+
+
+def span(seconds: float | None) -> str:
+    """Return a time in words, to the hundredth of a second."""
+    return "a time that is not known" if seconds is None else f"{seconds:.2f} s"
+
+
+def switched_at(work: Work) -> datetime | None:
+    """Return when the files pointed to main, None where they did not."""
+    at = work.evidence("switch").get("switched_at")
+    return None if at is None else datetime.fromisoformat(str(at))
+
+
+def run_commands(crew: Crew, commands: Sequence[str]) -> list[float]:
+    """Run each command by the shell, to its end; return how long each took. Raises RefusedError for one that fails."""
+    return [crew.call(_run, crew, number, command) for number, command in enumerate(commands, 1)]
+
+
+def _run(crew: Crew, number: int, command: str) -> float:
+    started = clock()
+    # What it prints is for people: stdout is kept for our own data.
+    child = subprocess.Popen(command, shell=True, stdin=subprocess.DEVNULL, stdout=2, start_new_session=True)
+    try:
+        while True:
+            try:
+                code = child.wait(TICK_SECONDS)
+                break
+            except subprocess.TimeoutExpired:
+                crew.check()
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGTERM)
+    if code:
+        raise RefusedError(
+            f"command {number} of --after-switch ended with {code}; the settings point to main",
+            "mend it and run the same cutover again, which goes on with the commands; or go back: pipeline rollback",
+        )
+    return round(clock() - started, 3)
+
+
+def smoke(work: Work) -> Deed:
+    """Search by the new settings alone, as the application will; stored vectors have to find their own rows."""
+    settings = new_settings(work)
+    where = work.route.target if work.rehearsal else settings.application()
+    queries = work.crew.call(_sample, work)
+    found, nearest = 0, list[float]()
+    for query in queries:
+        vector = [float(number) for number in query.vector.strip("[]").split(",")]
+        hits = work.crew.call(work.tools.search.by_vector, where, settings, vector, SMOKE_K)
+        if hits:
+            nearest.append(hits[0][1])
+            found += hits[0][1] <= SAME_DISTANCE
+    wanted = min(SMOKE_FOUND, len(queries))
+    if found < wanted:
+        raise DifferencesError(
+            f"by the new settings {found} of {len(queries)} searches for a stored vector found its row",
+            "pipeline settings shows where they point; pipeline verify --check recall looks at the index; to go"
+            " back: pipeline rollback",
+        )
+    answers = {}
+    for text in work.options.smoke_texts:
+        answers[text] = len(work.crew.call(work.tools.search.by_text, where, settings, text, SMOKE_K))
+        if not answers[text]:
+            raise DifferencesError(f"by the new settings nothing is found for {text!r}", "pipeline search tries it")
+    yield from ()
+    texts = f", {counted(len(answers), 'text')} answered" if answers else ""
+    evidence = {"queries": len(queries), "found": found, "nearest": nearest, "texts": len(answers)}
+    return (
+        evidence,
+        f"{found} of {counted(len(queries), 'stored vector')} found their own rows by the new settings{texts}",
+    )
+
+
+def _sample(work: Work) -> list[Query]:
+    with work.crew.session(work.route.target, PURPOSE) as session:
+        return sample_queries(session, describe(session, work.route.table), work.route.table, SMOKE_QUERIES)
+
+
+def new_settings(work: Work) -> Settings:
+    """Return the settings as the files have them by now, without this process's environment; a rehearsal's as they are.
+
+    Of several files the first one that has a variable counts, as it does for the application.
+    """
+    if work.rehearsal:
+        return work.settings
+    found = Settings.load(work.options.env_files, {})
+    try:
+        there = found.application()
+    except PipelineError as error:
+        raise RefusedError(
+            f"the files alone do not say where the application searches: {error.fact}",
+            "what is set in this environment has to be set for the application too; then run this again",
+        ) from error
+    here = work.route.target
+    if (there.host, there.port, there.database) != (here.host, here.port, here.database):
+        raise RefusedError(
+            f"by the files alone the application searches at {there.label}, main is {here.label}",
+            "look at the files with pipeline settings --env-file; to go back: pipeline rollback",
+        )
+    return found
+
+
+def is_switched(work: Work) -> bool:
+    """Return whether every file points to main by now."""
+    return all(not edit.changed for edit in planned_edits(work))
+
+
+def switched_files(evidence: Mapping[str, Any]) -> Iterator[tuple[Path, Path]]:
+    """Yield every file that the switch was about to edit, with its copy."""
+    for one in evidence.get("files", ()):
+        yield Path(one["path"]), Path(one["copy"])
