@@ -16,7 +16,7 @@ from turns import Result
 # The table that the limits are stated for, and the distance.
 STATED_ROWS, STATED_LATENCY_MS = 200_000, 20
 
-Unit = Literal["ratio", "share", "bytes", "slices", "rows a second"]
+Unit = Literal["ratio", "share", "bytes", "slices", "seconds", "rows a second"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +51,8 @@ def in_words(value: float, unit: Unit) -> str:
             return size(value)
         case "slices":
             return f"{value:.2f}"
+        case "seconds":
+            return f"{value:.2f} s"
         case "rows a second":
             return f"{value:,.0f}"
 
@@ -125,6 +127,9 @@ def _proofs(outcome: Outcome) -> Iterator[Limit]:
     yield ratio(f"sync of {cost.few:,} changed rows to comparing all", cost.sync_seconds, deep, 0.1)
     yield ratio("verify --incremental after it to comparing all", cost.incremental_seconds, deep, 0.1)
     yield ratio(f"sync --deep of {cost.few:,} changed rows to comparing all", cost.deep_sync_seconds, deep, 1.3)
+    late = f"{cost.few:,} late changes"
+    yield Limit(what=f"fence held, {late}", unit="seconds", found=cost.fence_seconds, limit=1.0)
+    yield ratio(f"fence held, {late}, to comparing all", cost.fence_seconds, deep, 0.2)
     what = f"changed rows that a sync brings, of {cost.many:,}"
     yield Limit(what=what, unit="rows a second", found=cost.rows_per_second, limit=8_000, least=True)
     yield Limit(what="peak memory of verify, every row different", unit="bytes", found=cost.peak_bytes, limit=120e6)

@@ -1,8 +1,8 @@
 """What it takes to prove and to sync, by the engine's own functions; and the raw upsert of as many rows beside it.
 
 Run as: python proofs.py FILE FEW MANY, the endpoints in the environment, both tables equal. FEW rows are
-changed on legacy before a sync, and again before a deep one; MANY before a sync whose rate is told. FILE
-takes the figures as JSON.
+changed on legacy before a sync, again before a deep one, and before the fence of a cutover; MANY before a
+sync whose rate is told. FILE takes the figures as JSON.
 """
 
 import json
@@ -22,6 +22,7 @@ from pipeline.move.sync import sync
 from pipeline.options import SyncOptions, VerifyOptions
 from pipeline.postgres.database import Session
 from pipeline.settings import Route, Settings, TableMapping
+from switched import fence_held
 
 
 def timed(events: Generator[Event, None, None]) -> tuple[float, list[Event]]:
@@ -88,6 +89,9 @@ def main(file: str, few: str, many: str) -> None:
         change(source, settings.table, int(many))
     figures["many_seconds"] = synced(route, deep=False, rows=int(many))
     figures["upsert_seconds"] = upsert(route, settings.table, int(many))
+    # Raw SQL has just written rows over, with the same content: the pass that a cutover goes on from comes after it.
+    proven(route, incremental=False)
+    figures |= fence_held(route, settings, int(few))
     Path(file).write_text(json.dumps(figures))
 
 

@@ -29,7 +29,9 @@ class ProofCost:
     """Medians. ``copy_seconds`` and ``verify_seconds`` are whole processes; the others, by the engine.
 
     ``few`` and ``many`` rows were changed on legacy before a sync. ``upsert_seconds`` is a raw upsert of as
-    many rows; ``peak_bytes`` the highest of a verify of all rows, of equal tables and where every row differs.
+    many rows; ``fence_seconds`` is for how long no side took writes in a cutover with ``few`` late changes, and
+    ``rollback_seconds`` for the whole way back from it. ``peak_bytes`` is the highest of a verify of all rows,
+    of equal tables and where every row differs.
     """
 
     rows: int
@@ -43,6 +45,8 @@ class ProofCost:
     deep_sync_seconds: float
     many_seconds: float
     upsert_seconds: float
+    fence_seconds: float
+    rollback_seconds: float
     peak_bytes: int
     different_seconds: float
 

@@ -136,6 +136,8 @@ def _proof_lines(cost: ProofCost) -> list[str]:
         f"verify --incremental {cost.incremental_seconds:.2f} s, sync --deep {cost.deep_sync_seconds:.2f} s.",
         f"A sync of {cost.many:,} changed rows {cost.many_seconds:.2f} s, the raw upsert of as many"
         f" {cost.upsert_seconds:.2f} s.",
+        f"In a cutover with {cost.few:,} late changes no side took writes for {cost.fence_seconds:.2f} s; the whole way"
+        f" back took {cost.rollback_seconds:.2f} s.",
     ]
 
 

@@ -25,6 +25,7 @@ DEFAULT_BACKUP_FOLDER = Path("backups")
 DEFAULT_FREE_BYTES = 1024**3
 DEFAULT_FENCE_SECONDS = 30.0
 DEFAULT_OWNER_SECONDS = 600.0
+DEFAULT_FENCE_LIMIT_SECONDS = 60.0
 DEFAULT_WATCH_SECONDS = 30.0
 DEFAULT_LATENCY_MILLISECONDS = 1_000.0
 
@@ -86,11 +87,14 @@ class SyncOptions:
 
     With ``deep`` every row is compared, also where it is known what was touched. Rows of the target that
     somebody else wrote: ``on_conflict`` says what becomes of one with other content than the source's,
-    ``delete`` that those go which only the target has. The other options as for copy and verify.
+    ``delete`` that those go which only the target has, ``delete_equal`` only of those that both sides had equal
+    once, and that nobody has touched on the target since: these were deleted on the source. The other options
+    as for copy and verify.
     """
 
     deep: bool = False
     delete: bool = False
+    delete_equal: bool = False
     on_conflict: OnConflict = "keep"
     workers: int = 1
     settle_seconds: float = DEFAULT_SETTLE_SECONDS
@@ -119,7 +123,8 @@ class CutoverOptions:
     commands for a shell, run after them. ``until`` is the last step that is
     done (None: all of them). The dumps go to ``backup_folder``,
     where ``free_bytes`` stay free, unless ``skip_backup``. Up to ``max_lag_rows`` may differ when it begins.
-    The fence is tried for ``fence_seconds``, its owner is waited for ``owner_seconds``. With ``deep`` the proof
+    The fence is tried for ``fence_seconds``, its owner is waited for ``owner_seconds``; a rehearsal's
+    ends by itself after ``fence_limit_seconds``. With ``deep`` the proof
     under the fence compares every row. ``watch_seconds`` after the switch, main's searches have to take no
     longer than ``max_latency_ms`` (95 of 100). ``smoke_texts`` are searched for as the application would.
     """
@@ -135,6 +140,7 @@ class CutoverOptions:
     max_lag_rows: int = DEFAULT_MAX_LAG_ROWS
     fence_seconds: float = DEFAULT_FENCE_SECONDS
     owner_seconds: float = DEFAULT_OWNER_SECONDS
+    fence_limit_seconds: float = DEFAULT_FENCE_LIMIT_SECONDS
     deep: bool = False
     watch_seconds: float = DEFAULT_WATCH_SECONDS
     max_latency_ms: float = DEFAULT_LATENCY_MILLISECONDS

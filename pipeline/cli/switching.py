@@ -106,13 +106,18 @@ def _confirm(route: Route, yes: bool, fact: str) -> None:
     """Have main's address typed, where somebody is there to do it. Raises RefusedError and UsageError."""
     if yes:
         return
-    if not sys.stdin.isatty():
-        raise click.UsageError(f"{fact}; nobody is there to be asked: add --yes")
+    _need_somebody(fact)
     word = route.target.label
     sys.stderr.write(f"{fact}.\nType {word} to go on: ")
     sys.stderr.flush()
     if sys.stdin.readline().strip() != word:
         raise RefusedError("that is not what was to be typed; nothing more was done", "run the same command again")
+
+
+def _need_somebody(fact: str) -> None:
+    """Raise UsageError where nobody could answer."""
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"{fact}; nobody is there to be asked: add --yes")
 
 
 def _run(events: Generator[Event, None, None], as_json: bool) -> CutoverDone:
@@ -194,6 +199,15 @@ def _backup_options(command: Command) -> Command:
 @_fence_wait
 @_owner_wait
 @click.option(
+    "--fence-limit",
+    "fence_limit_seconds",
+    type=click.FloatRange(1, 86_400),
+    default=options.DEFAULT_FENCE_LIMIT_SECONDS,
+    show_default=True,
+    metavar="SECONDS",
+    help="The fence of a rehearsal ends by itself after this long, also where nobody is left to lift it.",
+)
+@click.option(
     "--watch",
     "watch_seconds",
     type=click.FloatRange(0, 86_400),
@@ -268,14 +282,14 @@ def cutover(
         return
     asked = options.STEPS.index(until or options.STEPS[-1]) >= options.STEPS.index("fence")
     if asked and not yes and engine.next_step(route) in options.STEPS[: options.STEPS.index("fence") + 1]:
+        fact = (
+            f"from now on {route.source.label} will refuse writes to {route.table.qualified}, and then the application"
+            " is switched to main"
+        )
+        _need_somebody(fact)
         # What can be done without anybody noticing is done first; nobody waits for an answer behind a fence.
         observed(engine.cutover(route, settings, replace(wanted, until="catchup"), tools, _stamp()), CutoverDone)
-        _confirm(
-            route,
-            yes,
-            f"from now on {route.source.label} will refuse writes to {route.table.qualified}, and then the application"
-            " is switched to main",
-        )
+        _confirm(route, yes, fact)
     _run(engine.cutover(route, settings, wanted, tools, _stamp()), as_json)
 
 

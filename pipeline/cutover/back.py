@@ -66,7 +66,10 @@ def rollback(route: Route, settings: Settings, options: CutoverOptions, tools: T
             cutover=found.id,
             kind=found.kind,
             outcome="rolled back",
-            steps=tuple((name, str(work.evidence(name).get("summary", "")), 0.0) for name, *_ in steps),
+            steps=tuple(
+                (name, str(work.evidence(name).get("summary", "")), float(work.evidence(name).get("seconds", 0.0)))
+                for name, *_ in steps
+            ),
             remains=_remains(work),
         )
 

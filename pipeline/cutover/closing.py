@@ -1,7 +1,7 @@
 """Closing a table and opening it again: by ourselves, or by its owner, who is shown what to run and waited for."""
 
 from collections.abc import Generator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -120,9 +120,12 @@ def close(work: Work, endpoint: Endpoint, fence: Fence) -> Generator[Event, None
     return (yield from _change(work, endpoint, partial(_put, work, fence), lambda state: state.is_like(fence)))
 
 
-def open_again(work: Work, endpoint: Endpoint) -> Generator[Event, None, Mapping[str, Any]]:
-    """Take the fence from an endpoint's table, if there is one; return what that took."""
-    return (yield from _change(work, endpoint, partial(_lift, work), lambda state: not state.refusing))
+def open_again(work: Work, endpoint: Endpoint, *, at_once: bool = False) -> Generator[Event, None, Mapping[str, Any]]:
+    """Take the fence from an endpoint's table, if there is one; return what that took.
+
+    ``at_once``: nobody who reads is waited for, and what is left of it refuses nobody.
+    """
+    return (yield from _change(work, endpoint, partial(_lift, work, at_once), lambda state: not state.refusing))
 
 
 def _change(work: Work, endpoint: Endpoint, change: Any, is_done: Any) -> Generator[Event, None, Mapping[str, Any]]:
@@ -145,6 +148,8 @@ def _change(work: Work, endpoint: Endpoint, change: Any, is_done: Any) -> Genera
 def _put(work: Work, fence: Fence, endpoint: Endpoint) -> OwnerNeeded | Mapping[str, Any]:
     with work.crew.session(endpoint, PURPOSE) as session:
         table = describe(session, work.route.table)
+        if work.rehearsal and fence.through != DEFAULT_PASS:
+            fence = replace(fence, until=_in_seconds(session, work.options.fence_limit_seconds))
         if read_fence(session, table).is_like(fence):
             return {"changed": False}
         if missing := rights_missing(session, table):
@@ -153,14 +158,22 @@ def _put(work: Work, fence: Fence, endpoint: Endpoint) -> OwnerNeeded | Mapping[
         return {"changed": put.changed, "waited": asdict(put.waited)}
 
 
-def _lift(work: Work, endpoint: Endpoint) -> OwnerNeeded | Mapping[str, Any]:
+def _in_seconds(session: Session, seconds: float) -> str:
+    """Return a moment by the server's clock."""
+    ((until,),) = session.rows(
+        "SELECT (pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => %s))::pg_catalog.text", (seconds,)
+    )
+    return str(until)
+
+
+def _lift(work: Work, at_once: bool, endpoint: Endpoint) -> OwnerNeeded | Mapping[str, Any]:
     with work.crew.session(endpoint, PURPOSE) as session:
         table = describe(session, work.route.table)
         if not read_fence(session, table).there:
             return {"changed": False}
         if missing := rights_missing(session, table):
             return _needed(session, table.qualified, missing, lift_script(session, table))
-        lifted = lift_fence(work.crew, session, table, deadline_seconds=work.options.fence_seconds)
+        lifted = lift_fence(work.crew, session, table, deadline_seconds=work.options.fence_seconds, at_once=at_once)
         return {"changed": lifted.changed, "left_for": lifted.in_the_way, "waited": asdict(lifted.waited)}
 
 

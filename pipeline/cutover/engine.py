@@ -11,7 +11,7 @@ from pipeline.cutover.steps import describe_steps, steps_until
 from pipeline.cutover.work import PURPOSE, Deed, Tools, Work, begin, check_same_ends, find_cutover
 from pipeline.endpoints import Endpoint
 from pipeline.errors import RefusedError
-from pipeline.events import CutoverDone, Event, StepDone, StepStarted
+from pipeline.events import CutoverDone, Event, StepDone, StepStarted, Warned
 from pipeline.failpoints import failpoint
 from pipeline.ledger import cutovers, runs
 from pipeline.ledger.cutovers import Cutover, Kind, StepRecord
@@ -250,6 +250,12 @@ def _rehearsed_switch(work: Work) -> Deed:
     if not was_guarded(work):
         yield from closing.open_again(work, work.target)
     held = None if began is None else (at - began).total_seconds()
+    if held is not None and held > work.options.fence_limit_seconds:
+        yield Warned(
+            fact=f"the fence had to end by itself after {work.options.fence_limit_seconds:g} s, before both sides were"
+            " compared",
+            hint="give the rehearsal longer with --fence-limit",
+        )
     changes = {str(edit.shown): list(edit.changes) for edit in edits}
     evidence = {"lifted": lifted, "fence_seconds": held, "would_change": changes}
     return evidence, f"nothing is switched; fence held for {switching.span(held)}, and lifted"

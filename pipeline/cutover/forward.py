@@ -19,6 +19,8 @@ from pipeline.wording import counted
 
 # While somebody writes, a verify may meet rows on their way; so often is it tried before the fence.
 CATCHUP_TRIES = 3
+# Main is closed to others: a row there that was equal once, and that legacy has no more, was deleted there.
+_FORWARD = SyncOptions(delete_equal=True)
 
 
 def backup(work: Work) -> Deed:
@@ -50,14 +52,14 @@ def backup(work: Work) -> Deed:
 def catch_up(work: Work) -> Deed:
     """Close main's table to others, bring what legacy has written, and compare it while nobody has to wait."""
     closed = yield from closing.close(work, work.route.target, closing.guard(work))
-    brought = yield from bring(work, work.forward, SyncOptions())
+    brought = yield from bring(work, work.forward, _FORWARD)
     renewed = False
     for _ in range(CATCHUP_TRIES):
         found = yield from compare(work, work.forward, VerifyOptions(incremental=True))
         if renewed := found.verdict == "pass":
             break
         # What differs now was written after the sync, or it stays.
-        brought = yield from bring(work, work.forward, SyncOptions())
+        brought = yield from bring(work, work.forward, _FORWARD)
     if not renewed:
         yield Warned(
             fact="legacy is written all the time: the proof under the fence will look at every row that was"
@@ -83,7 +85,7 @@ def fence(work: Work) -> Deed:
 
 def prove(work: Work) -> Deed:
     """Bring the last changes, and compare: nobody writes on either side."""
-    brought = yield from bring(work, work.forward, SyncOptions())
+    brought = yield from bring(work, work.forward, _FORWARD)
     options = VerifyOptions(incremental=not work.options.deep, checks=("rows",), settle_seconds=0.0)
     found = yield from compare(work, work.forward, options)
     refuse_differences(found, "legacy is fenced, and the two sides are not equal")

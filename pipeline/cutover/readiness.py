@@ -28,7 +28,7 @@ from pipeline.settings import Route, Settings
 from pipeline.wording import counted
 
 # What a full verify has looked at; without one of these nothing is known of it.
-CHECKED = ("counts", "digests", "census", "parity", "recall", "plan", "application")
+CHECKED = ("counts", "digests", "census", "parity", "recall", "plan")
 # A copy's sessions, the lease's, and those of the proof: as many as two workers need.
 SESSIONS_FOR_WORKERS = 2
 OLD_TRANSACTION_SECONDS = 60.0
@@ -61,6 +61,7 @@ def check_readiness(crew: Crew, route: Route, settings: Settings, options: Cutov
     seen = _Seen()
     crew.call(_look_at_servers, crew, route, seen)
     _look_at_files(settings, options, seen)
+    _look_where_it_points(settings, route, seen)
     if not options.skip_backup:
         crew.call(_look_at_backup, crew, route, options, seen)
     refuse_if_needed(tuple(seen.findings))
@@ -131,7 +132,8 @@ def _check_verdicts(last: Mapping[str, tuple[str, str]], seen: _Seen) -> None:
     if missing := [name for name in CHECKED if name not in last]:
         seen.refuse(f"nothing is known yet of: {', '.join(missing)}", "run: pipeline verify")
     for name, (verdict, summary) in last.items():
-        if verdict != "pass":
+        # Whether the application may use the table is looked at anew, below.
+        if verdict != "pass" and name != "application":
             seen.refuse(f"the last verdict of {name} is {verdict}: {summary}", "run: pipeline verify, until it passes")
 
 
@@ -169,6 +171,21 @@ def _look_at_files(settings: Settings, options: CutoverOptions, seen: _Seen) -> 
         )
 
 
+def _look_where_it_points(settings: Settings, route: Route, seen: _Seen) -> None:
+    """Refuse where the application is at main already: what it deleted there would come back from legacy."""
+    try:
+        there = settings.application()
+    except PipelineError as error:
+        seen.error(error)
+        return
+    main = route.target
+    if (there.host, there.port, there.database) == (main.host, main.port, main.database):
+        seen.refuse(
+            f"PGVECTOR_* is {main.label} already: there is nothing to switch",
+            "pipeline status shows the last cutover; to begin anew, let PGVECTOR_* be legacy again",
+        )
+
+
 def _look_at_backup(crew: Crew, route: Route, options: CutoverOptions, seen: _Seen) -> None:
     """Look whether both tables can be dumped, and whether there is room for it."""
     needed = 0
@@ -196,7 +213,9 @@ def _check_application(
 def _measure_lag(crew: Crew, route: Route, options: CutoverOptions, seen: _Seen) -> Generator[Event, None, int]:
     """Count the rows that differ by now, of those that were written since both sides were equal."""
     found: list[SyncDone] = []
-    for _ in keep(list_differences(route, SyncOptions(settle_seconds=0.0), for_sync=True), SyncDone, found):
+    for _ in keep(
+        list_differences(route, SyncOptions(settle_seconds=0.0, delete_equal=True), for_sync=True), SyncDone, found
+    ):
         pass
     (done,) = found
     if done.touched > options.max_lag_rows:

@@ -44,7 +44,12 @@ def rehearse_on_scratch(
     """
     copies = replace(route, table=_scratch_table(route.table))
     with Crew() as crew:
-        crew.call(find_under_way, crew, route)
+        found_under_way, _ = crew.call(find_under_way, crew, route)
+    if found_under_way is not None:
+        raise RefusedError(
+            f"{found_under_way.kind} {found_under_way.id} of {route.table.qualified} has not ended",
+            "end that first: pipeline cutover --execute goes on with a cutover, pipeline rollback --execute goes back",
+        )
     with TemporaryDirectory(prefix="pipeline-scratch-") as folder, _dropped_at_the_end(copies):
         yield StepStarted(name="scratch", title="both tables are copied", number=1, steps=2)
         started = clock()

@@ -40,7 +40,7 @@ def switch(work: Work) -> Deed:
     work.intend("switch", {"files": files, "commands": len(work.options.after_switch)})
     work.note(lambda cursor: cutovers.mark_opened(cursor, work.cutover.id))
     failpoint("before_open")
-    opened = yield from closing.open_again(work, work.target)
+    opened = yield from closing.open_again(work, work.target, at_once=True)
     failpoint("after_open")
     for edit in edits:
         # The first one was planned before; a file that was switched already has no copy to be made.

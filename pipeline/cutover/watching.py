@@ -57,8 +57,9 @@ def watch(work: Work) -> Deed:
     canary = watched.canary
     p95 = "" if canary.p95_ms is None else f", 95 of 100 within {canary.p95_ms:.0f} ms"
     known = watched.written is not None and watched.written.written is False
+    wrote = "nobody wrote to legacy" if known else "whether legacy was written is not known"
     summary = (
-        f"{'nobody wrote to legacy' if known else 'whether legacy was written is not known'}; {counted(len(watched.strays), 'client')} still connected there;"
+        f"{wrote}; {counted(len(watched.strays), 'client')} still connected there;"
         f" {counted(canary.searches, 'search')} on main{p95}"
     )
     return watched.to_json(), summary

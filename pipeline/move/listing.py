@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pipeline.check.differences import Difference
 from pipeline.check.finding import find_all, find_touched
 from pipeline.events import Differing, Event, SyncDone
-from pipeline.ledger.marks import untouched_sql, written_sql
+from pipeline.ledger.marks import untouched_sql
 from pipeline.move.reconcile import Policy, keys_that
 from pipeline.move.sync_plan import SyncJob, planned, policy_of, prepare_sync
 from pipeline.options import SyncOptions
@@ -75,7 +75,7 @@ def _deeds(session: Session, job: SyncJob, policy: Policy, batch: list[Differenc
     brought: set[Key] = set()
     if keys and job.run is not None:
         ours = keys_that(session, job.pair.target, keys, policy.ours_sql(job.run.id, "t"))
-        brought = keys_that(session, job.pair.target, keys, written_sql(job.run.id, "t"))
+        brought = keys_that(session, job.pair.target, keys, policy.gone_sql(job.run.id, "t"))
     elif keys and policy.equal_at is not None:
         ours = keys_that(session, job.pair.target, keys, untouched_sql(policy.equal_at, "t"))
     for one in batch:

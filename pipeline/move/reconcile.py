@@ -32,14 +32,22 @@ class Policy:
 
     ``on_conflict``: of one whose key the source has with other content. ``equal_at`` is a horizon of the
     target at which both sides were equal (None: not known): a row that nobody has touched since may be
-    written over, whoever wrote it. ``delete``: rows whose key the source has not go, also where no run
-    brought them. With ``told`` the rows that stay different are counted.
+    written over, whoever wrote it, and with ``delete_equal`` it goes where the source has it no more.
+    ``delete``: rows whose key the source has not go, also where no run brought them. With ``told`` the rows
+    that stay different are counted.
     """
 
     on_conflict: OnConflict
     equal_at: int | None = None
     delete: bool = False
+    delete_equal: bool = False
     told: bool = False
+
+    def gone_sql(self, run_id: int, alias: str) -> sql.Composable:
+        """Return that a row of the target goes where the source has it not."""
+        if self.delete:
+            return sql.SQL("true")
+        return self.ours_sql(run_id, alias) if self.delete_equal else written_sql(run_id, alias)
 
     def ours_sql(self, run_id: int, alias: str) -> sql.Composable:
         """Return that a row of the target may be written over: the run's, or nobody's since both sides were equal."""
@@ -98,7 +106,7 @@ def reconcile(
         query = _select_keys_sql(pair.source, pair.columns, keys)
         staged = relay(source, query, target, cursor, insert_sql(STAGE, pair.columns))
         inserted, updated = upsert_from_stage(cursor, pair, target.label, lease.run_id, policy)
-        cursor.execute(_delete_sql(pair.target, keys, lease.run_id, also_foreign=policy.delete))
+        cursor.execute(_delete_sql(pair.target, keys, lease.run_id, policy))
         ((deleted, ours),) = cursor.fetchall()
         runs.add_reconciled(cursor, lease.run_id, inserted - ours)
         # With every key staged and every staged row written, nothing else of these keys is there.
@@ -228,8 +236,8 @@ def _select_keys_sql(table: Table, columns: Sequence[str], keys: Sequence[Key]) 
     )
 
 
-def _delete_sql(table: Table, keys: Sequence[Key], run_id: int, *, also_foreign: bool) -> sql.Composable:
-    """Return DELETE of the run's rows of these keys that are not staged, or of all; it counts all, and the run's."""
+def _delete_sql(table: Table, keys: Sequence[Key], run_id: int, policy: Policy) -> sql.Composable:
+    """Return DELETE of the rows of these keys that are not staged, by the policy; it counts all, and the run's."""
     return sql.SQL(
         "WITH gone AS (DELETE FROM {rows} USING {keys} WHERE {same} AND {which}"
         " AND NOT EXISTS (SELECT 1 FROM {stage} AS s WHERE {staged}) RETURNING {ours} AS ours)"
@@ -238,7 +246,7 @@ def _delete_sql(table: Table, keys: Sequence[Key], run_id: int, *, also_foreign:
         rows=table.rows_sql("t"),
         keys=keys_sql(table, keys),
         same=same_key_sql(table, "t", "k"),
-        which=sql.SQL("true") if also_foreign else written_sql(run_id, "t"),
+        which=policy.gone_sql(run_id, "t"),
         stage=STAGE,
         staged=same_key_sql(table, "s", "t"),
         ours=written_sql(run_id, "t"),

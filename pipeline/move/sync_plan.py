@@ -117,6 +117,7 @@ def policy_of(job: SyncJob, options: SyncOptions) -> Policy:
         on_conflict=options.on_conflict,
         equal_at=job.before.target_horizon["horizon"] if known and job.before is not None else None,
         delete=options.delete,
+        delete_equal=options.delete_equal,
         told=True,
     )
 

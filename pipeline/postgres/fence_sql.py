@@ -6,6 +6,7 @@ that the catalog can be compared with, and the pass can be read there. It costs 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import psycopg2.extensions
@@ -29,7 +30,9 @@ REPLACE_VERSION = 140000
 # is refused. NEW goes back as it came: any expression around it would read large values that did not change.
 BODY = f"""
 BEGIN
-  IF pg_catalog.current_setting('pipeline.through', true) OPERATOR(pg_catalog.=) TG_ARGV[1] THEN
+  IF pg_catalog.current_setting('pipeline.through', true) OPERATOR(pg_catalog.=) TG_ARGV[1]
+    OR (CASE WHEN TG_ARGV[3] OPERATOR(pg_catalog.<>) ''
+        THEN pg_catalog.clock_timestamp() OPERATOR(pg_catalog.>) TG_ARGV[3]::pg_catalog.timestamptz END) THEN
     IF TG_OP OPERATOR(pg_catalog.=) 'DELETE' THEN
       RETURN OLD;
     END IF;
@@ -49,10 +52,14 @@ _EVENTS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fence:
-    """What a fence says to whom it refuses, in one line, and the pass of those whom it lets through."""
+    """What a fence says to whom it refuses, in one line, and the pass of those whom it lets through.
+
+    ``until`` is when it ends by itself, by the server's clock and as an ISO time; empty: never.
+    """
 
     message: str
     through: str
+    until: str = ""
 
     def __post_init__(self) -> None:
         check_pass(self.through)
@@ -85,8 +92,8 @@ class Part:
 class Trigger:
     """A trigger that is a fence's by its name or its function; ``ours`` by its function's every letter.
 
-    ``arguments`` are the message, the pass, and the name of the table that is fenced. ``plain`` says that it has
-    no condition and fires for every column.
+    ``arguments`` are the message, the pass, the name of the table that is fenced, and when it ends. ``plain`` says
+    that it has no condition and fires for every column.
     """
 
     part: Part
@@ -98,9 +105,10 @@ class Trigger:
     ours: bool
     function_schema: str
 
-    def is_whole(self, message: str, through: str) -> bool:
+    def is_whole(self, message: str, through: str, until: str) -> bool:
         """Return whether it does what it has to, but for being enabled."""
-        return self.plain and self.type == _TYPES.get(self.name) and self.arguments[:2] == (message, through)
+        told = (*self.arguments[:2], *self.arguments[3:])
+        return self.plain and self.type == _TYPES.get(self.name) and told == (message, through, until)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +125,8 @@ class Function:
 class Catalog:
     """What the catalog shows of a table and its fence. ``parts`` begin with the table itself.
 
-    ``may_create`` are schemas, of the two that the function may be in, in which the role may make one.
+    ``may_create`` are schemas, of the two that the function may be in, in which the role may make one. ``now`` is the
+    server's time.
     """
 
     table: Table
@@ -125,13 +134,14 @@ class Catalog:
     triggers: tuple[Trigger, ...]
     functions: tuple[Function, ...]
     may_create: frozenset[str]
+    now: datetime
 
     @property
     def ours(self) -> tuple[Trigger, ...]:
         """Return the triggers that are of this table's fence, also those on what was once a part of it."""
         parts = {part.oid for part in self.parts}
         mine = (self.table.qualified,)
-        return tuple(one for one in self.triggers if one.ours and (one.part.oid in parts or one.arguments[2:] == mine))
+        return tuple(one for one in self.triggers if one.ours and (one.part.oid in parts or one.arguments[2:3] == mine))
 
     def trigger(self, part: Part, name: str) -> Trigger | None:
         """Return the trigger of that name on a part, whoever's it is."""
@@ -206,6 +216,10 @@ WHERE nspname = ANY (%(schemas)s) AND pg_catalog.has_schema_privilege(oid, 'CREA
 """
 
 
+# gather hands texts on.
+_NOW_SQL = "SELECT pg_catalog.clock_timestamp()::pg_catalog.text"
+
+
 def read_catalog(cursor: Cursor, table: Table) -> Catalog:
     """Read what there is of a table's fence, by one query. Raises RefusedError where the table is gone."""
     arguments = {
@@ -215,8 +229,8 @@ def read_catalog(cursor: Cursor, table: Table) -> Catalog:
         "triggers": [STATEMENT_TRIGGER, ROW_TRIGGER],
         "schemas": [table.schema, OTHER_SCHEMA],
     }
-    parts, triggers, functions, schemas = gather(
-        cursor, (_PARTS_SQL, _TRIGGERS_SQL, _FUNCTIONS_SQL, _SCHEMAS_SQL), arguments
+    parts, triggers, functions, schemas, ((now,),) = gather(
+        cursor, (_PARTS_SQL, _TRIGGERS_SQL, _FUNCTIONS_SQL, _SCHEMAS_SQL, _NOW_SQL), arguments
     )
     if not parts:
         raise RefusedError(
@@ -230,6 +244,7 @@ def read_catalog(cursor: Cursor, table: Table) -> Catalog:
             Function(schema=schema, ours=ours, owned=owned, used=used) for schema, ours, owned, used in functions
         ),
         may_create=frozenset(name for (name,) in schemas),
+        now=datetime.fromisoformat(now),
     )
 
 
@@ -276,14 +291,14 @@ def put_statements(catalog: Catalog, fence: Fence, schema: str) -> Iterator[sql.
 
 def _trigger_statements(catalog: Catalog, part: Part, name: str, fence: Fence, schema: str) -> Iterator[sql.Composable]:
     standing = catalog.trigger(part, name)
-    whole = standing is not None and standing.is_whole(fence.message, fence.through)
+    whole = standing is not None and standing.is_whole(fence.message, fence.through, fence.until)
     if not whole:
         create = sql.SQL("CREATE TRIGGER ")
         if standing is not None and catalog.table.version >= REPLACE_VERSION:
             create = sql.SQL("CREATE OR REPLACE TRIGGER ")
         elif standing is not None:
             yield drop_trigger_sql(standing)
-        arguments = (fence.message, fence.through, catalog.table.qualified)
+        arguments = (fence.message, fence.through, catalog.table.qualified, fence.until)
         yield create + sql.SQL("{} {} EXECUTE FUNCTION {}({})").format(
             sql.Identifier(name),
             _EVENTS[name].format(part.identifier),

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.data import fill_generated
+from tests.data import become_generated
 from tests.faults import DIMENSIONS, ROWS, TEXT_BYTES, Bench
 from tests.support import Database
 
@@ -20,12 +20,12 @@ def bench(
 
 @pytest.fixture
 def full(bench: Bench) -> Bench:
-    fill_generated(bench.legacy, ROWS, DIMENSIONS, TEXT_BYTES)
+    become_generated(bench.legacy, ROWS, DIMENSIONS, TEXT_BYTES)
     return bench
 
 
 @pytest.fixture
 def large(bench: Bench) -> Bench:
     """Return a bench whose table does not fit into the buffers on the way."""
-    fill_generated(bench.legacy, 3 * ROWS, DIMENSIONS, 2 * TEXT_BYTES)
+    become_generated(bench.legacy, 3 * ROWS, DIMENSIONS, 2 * TEXT_BYTES)
     return bench

@@ -27,7 +27,7 @@ from pipeline.demo.fill import fill_legacy
 from pipeline.demo.servers import free_port, running_pid
 from pipeline.errors import PipelineError
 from pipeline.settings import TableMapping
-from tests.support import ROOT, Database, clean_environment
+from tests.support import ROOT, Database, clean_environment, servers_folder
 
 ROWS = 500
 # One contender of each kind, near and far, warm and cold; a test that takes them all takes minutes.

@@ -150,6 +150,8 @@ def test_proofs_have_their_limits(module: Modules) -> None:
         deep_sync_seconds=3.0,
         many_seconds=2.0,
         upsert_seconds=2.0,
+        fence_seconds=0.6,
+        rollback_seconds=1.5,
         peak_bytes=80_000_000,
         different_seconds=4.0,
     )
@@ -159,6 +161,8 @@ def test_proofs_have_their_limits(module: Modules) -> None:
         "sync of 200 changed rows to comparing all": (pytest.approx(0.12), False),
         "verify --incremental after it to comparing all": (pytest.approx(0.04), True),
         "sync --deep of 200 changed rows to comparing all": (pytest.approx(1.2), True),
+        "fence held, 200 late changes": (0.6, True),
+        "fence held, 200 late changes, to comparing all": (pytest.approx(0.24), False),
         "changed rows that a sync brings, of 20,000": (10_000, True),
         "peak memory of verify, every row different": (80_000_000, True),
     }

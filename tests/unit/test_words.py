@@ -157,7 +157,7 @@ def test_every_event_has_words_or_none() -> None:
     silent = {
         *("Previewed", "Event", "Progress", "WorkerProgress", "SliceDone", "IndexProgress", "CopyDone"),
         *("CheckStarted", "CheckDone"),
-        *("Retried", "Compared", "VerifyDone", "Differing", "SyncDone"),
+        *("Retried", "Compared", "VerifyDone", "Differing", "SyncDone", "Watching", "CutoverDone"),
     }
     kinds = {name for name, kind in vars(events).items() if is_dataclass(kind) and kind.__module__ == events.__name__}
     spoken = {
@@ -187,6 +187,12 @@ def test_every_event_has_words_or_none() -> None:
             rows_estimate=5,
         ): "t: rows written since the copy of 2026-01-02 03:04:05Z are looked at\n  from a\n  to   b",
         events.IndexBuilt(name="by_vector", seconds=61): "index by_vector is built again, in 1 min 01 s",
+        events.StepStarted(
+            name="fence", title="legacy takes no more writes", number=4, steps=8
+        ): "step 4 of 8, fence: legacy takes no more writes",
+        events.StepDone(name="fence", summary="closed", seconds=0.25): "fence done in 0.2 s: closed",
+        events.StepDone(name="fence", summary="closed", seconds=9.0, before=True): "fence done before: closed",
+        events.OwnerNeeded(fact="the role may not", script="BEGIN;\nCOMMIT;"): "the role may not:\nBEGIN;\nCOMMIT;",
     }
     assert {event: event_line(event) for event in spoken} == spoken
     assert {type(event).__name__ for event in spoken} | silent == kinds
