@@ -14,7 +14,7 @@ from pipeline.cutover.finalize import finalize
 from pipeline.cutover.work import Deed, Tools, Work, begin
 from pipeline.endpoints import Endpoint
 from pipeline.events import Event
-from pipeline.install import install_ledger
+from pipeline.install import has_revisions, install_ledger
 from pipeline.move.lease import Lease
 from pipeline.options import DEFAULT_DEADLINE_SECONDS, CutoverOptions
 from pipeline.postgres.crew import Crew
@@ -38,7 +38,7 @@ class NoSearch:
         raise NotImplementedError
 
 
-TOOLS = Tools(search=NoSearch(), install_ledger=install_ledger)
+TOOLS = Tools(search=NoSearch(), install_ledger=install_ledger, has_revisions=has_revisions)
 
 
 def fence_held(route: Route, settings: Settings, few: int) -> dict[str, float]:

@@ -12,19 +12,25 @@ from pipeline.migration import engine_on
 from pipeline.postgres.database import Session
 from pipeline.settings import Settings
 
+_CONFIG = Path(__file__).parent.parent / "alembic.ini"
+
+
+def has_revisions() -> bool:
+    """Return whether the revisions that make a ledger are at hand: they are part of the checkout."""
+    return _CONFIG.is_file()
+
 
 def install_ledger(target: Endpoint, settings: Settings) -> None:
     """Bring the ledger on ``target`` to the newest revision; the table that is there stays as it is.
 
     Raises RefusedError where the revisions are not at hand, or a right is missing.
     """
-    file = Path(__file__).parent.parent / "alembic.ini"
-    if not file.is_file():
+    if not has_revisions():
         raise RefusedError(
             "the revisions that make a ledger are not installed beside this program",
             "point DB_* at the target, and run in the checkout: alembic -x adopt=yes upgrade head",
         )
-    config = Config(str(file), cmd_opts=argparse.Namespace(x=["adopt=yes"]))
+    config = Config(str(_CONFIG), cmd_opts=argparse.Namespace(x=["adopt=yes"]))
     with Session(target, "alembic") as session, engine_on(session).connect() as connection:
         config.attributes["connection"] = connection
         config.attributes["settings"] = settings

@@ -37,11 +37,14 @@ A move, from the first command to the last:
   pipeline verify                          every byte, and that search finds the same
   pipeline sync                            bring what legacy has written since
   pipeline search "some text"              ask main as the application will
+  pipeline cutover --rehearse              everything but the switch
+  pipeline cutover --execute               the switch, step by step
+  pipeline rollback --execute              back, with what was written on main since
 
 \b
 Exit codes: 0 done, 1 error, 2 usage or settings, 3 differences found,
 4 refused by a check (nothing changed), 5 a server out of reach (run it again),
-6 another copy or sync is running, 130 and 143 stopped by a signal (run it again).
+6 another copy, sync or cutover is running, 130 and 143 stopped by a signal (run it again).
 """
 
 

@@ -97,9 +97,9 @@ def _stamp() -> str:
 
 def _tools() -> Any:
     from pipeline.cutover.work import Tools
-    from pipeline.install import install_ledger
+    from pipeline.install import has_revisions, install_ledger
 
-    return Tools(search=_Search(), install_ledger=install_ledger)
+    return Tools(search=_Search(), install_ledger=install_ledger, has_revisions=has_revisions)
 
 
 def _confirm(route: Route, yes: bool, fact: str) -> None:
@@ -146,7 +146,7 @@ def _show(outline: object, as_json: bool) -> None:
 
 def _backup_options(command: Command) -> Command:
     """Add what is said about the backup."""
-    for option in (
+    shared = (
         click.option(
             "--backup-dir",
             "backup_folder",
@@ -169,7 +169,8 @@ def _backup_options(command: Command) -> Command:
             type=click.Path(path_type=Path, dir_okay=False),
             help="The pg_dump to take.  [default: the one that fits the server best]",
         ),
-    ):
+    )
+    for option in reversed(shared):
         command = option(command)
     return command
 

@@ -109,7 +109,8 @@ def _check_legacy(work: Work) -> None:
                 "pipeline diff lists what differs by now; pipeline sync --from main --to legacy takes it there",
             )
         then = Look.from_json(before.source_horizon)
-        own = _brought_back(source, route) if has_passes(source) else None
+        # What an earlier attempt of this way back has brought is no write of others.
+        own = _brought_back(source, route) if "back-sync" in work.records and has_passes(source) else None
         now = look(source, pair.source, then.horizon, own)
         extra = (now.changed or 0) - (then.recent or 0)
         gone = own is None and now.rows != then.rows

@@ -48,7 +48,7 @@ def cutover(
         _check_kind(found, "cutover")
         looked = None
         if not ("fence" in records and records["fence"].stands):
-            looked = yield from _preflight(crew, route, settings, options, len(steps_until(options.until)))
+            looked = yield from _preflight(crew, route, settings, options, tools, len(steps_until(options.until)))
         lease = Lease(crew, route.target, crew.call(run_of, crew, route), DEFAULT_DEADLINE_SECONDS)
         work = open_work(
             crew, route, settings, options, tools, found or _new(crew, route, lease, "cutover", stamp), lease
@@ -72,7 +72,7 @@ def rehearse(
         _check_kind(found, "rehearsal")
         if found is not None:
             yield from _end_rehearsal(route, settings, options, tools, found)
-        looked = yield from _preflight(crew, route, settings, options, len(REHEARSED))
+        looked = yield from _preflight(crew, route, settings, options, tools, len(REHEARSED))
         lease = Lease(crew, route.target, crew.call(run_of, crew, route), DEFAULT_DEADLINE_SECONDS)
         work = open_work(crew, route, settings, options, tools, _new(crew, route, lease, "rehearsal", stamp), lease)
         _record_preflight(work, looked)
@@ -186,12 +186,12 @@ def open_work(
 
 
 def _preflight(
-    crew: Crew, route: Route, settings: Settings, options: CutoverOptions, steps: int
+    crew: Crew, route: Route, settings: Settings, options: CutoverOptions, tools: Tools, steps: int
 ) -> Generator[Event, None, tuple[Mapping[str, Any], str]]:
     """Look whether anything stands in the way, before there is anything to be recorded."""
     yield StepStarted(name="preflight", title="what could stop it on its way", number=1, steps=steps)
     started = clock()
-    evidence, summary = yield from check_readiness(crew, route, settings, options)
+    evidence, summary = yield from check_readiness(crew, route, settings, options, has_revisions=tools.has_revisions())
     seconds = round(clock() - started, 3)
     yield StepDone(name="preflight", summary=summary, seconds=seconds)
     return {**evidence, "seconds": seconds}, summary

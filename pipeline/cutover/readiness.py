@@ -22,6 +22,7 @@ from pipeline.ledger.verdicts import latest_verdicts
 from pipeline.move.listing import list_differences
 from pipeline.options import CutoverOptions, SyncOptions, VerifyOptions
 from pipeline.postgres.crew import Crew
+from pipeline.postgres.database import Session
 from pipeline.postgres.fence import rights_missing
 from pipeline.postgres.tables import KINDS, Table
 from pipeline.settings import Route, Settings
@@ -53,13 +54,21 @@ class _Seen:
         self.refuse(error.fact, error.hint)
 
 
-def check_readiness(crew: Crew, route: Route, settings: Settings, options: CutoverOptions) -> Deed:
+def check_readiness(
+    crew: Crew, route: Route, settings: Settings, options: CutoverOptions, *, has_revisions: bool
+) -> Deed:
     """Look at everything; return the evidence. Raises RefusedError with all of what stands in the way.
 
-    Nothing is written but the verdict on the application's rights, into the ledger.
+    ``has_revisions`` says that a ledger can be made on legacy, as the way back needs one there. Nothing is written
+    but the verdict on the application's rights, into the ledger.
     """
     seen = _Seen()
     crew.call(_look_at_servers, crew, route, seen)
+    if not has_revisions:
+        seen.warn(
+            "the revisions that make a ledger are not beside this program, and a rollback needs one on legacy",
+            "run the cutover from the checkout; or, with PGVECTOR_* as DB_*: alembic -x adopt=yes upgrade head",
+        )
     _look_at_files(settings, options, seen)
     _look_where_it_points(settings, route, seen)
     if not options.skip_backup:
@@ -115,7 +124,7 @@ def _look_at_servers(crew: Crew, route: Route, seen: _Seen) -> None:
             if missing:
                 fact = f"{name}: the role may not close {table.qualified}: {'; '.join(missing)}"
                 seen.warn(fact, "the SQL for it will be printed for the table's owner, and waited for")
-        _check_way_back(pair.source, route.source.name, seen)
+        _check_way_back(source, pair.source, seen)
 
 
 def _check_kind(name: str, table: Table, seen: _Seen) -> None:
@@ -137,7 +146,20 @@ def _check_verdicts(last: Mapping[str, tuple[str, str]], seen: _Seen) -> None:
             seen.refuse(f"the last verdict of {name} is {verdict}: {summary}", "run: pipeline verify, until it passes")
 
 
-def _check_way_back(table: Table, name: str, seen: _Seen) -> None:
+def _check_way_back(session: Session, table: Table, seen: _Seen) -> None:
+    """Look whether new writes could be brought back to legacy: its rows written, and a ledger kept there."""
+    name = session.endpoint.name
+    ((may_keep,),) = session.rows(
+        "SELECT coalesce((SELECT pg_catalog.has_schema_privilege(n.oid, 'CREATE')"
+        " AND pg_catalog.has_schema_privilege(n.oid, 'USAGE')"
+        " FROM pg_catalog.pg_namespace n WHERE n.nspname = 'pipeline'),"
+        " pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE'))"
+    )
+    if not may_keep:
+        seen.warn(
+            f"{name}: the role {table.role} may not make the schema pipeline, where a rollback keeps its ledger",
+            f"on {name}: GRANT CREATE ON DATABASE {table.quoted_database} TO {table.quoted_role}",
+        )
     if not table.may_delete or any(not column.may_insert for column in table.columns):
         seen.warn(
             f"{name}: the role {table.role} may not write {table.qualified}, and a rollback could not bring new writes"

@@ -1,5 +1,7 @@
 """The last step: for a while, who still tries to write to legacy is named, and main's searches are timed."""
 
+from dataclasses import replace
+
 from pipeline.check.before import pass_before
 from pipeline.check.changes import Look
 from pipeline.check.pair import read_pair
@@ -36,7 +38,7 @@ def watch(work: Work) -> Deed:
         watch_both,
         work.crew,
         work.source,
-        new_settings(work).application(),
+        replace(new_settings(work).application(), name=work.route.target.name),
         work.route.table,
         Counters.from_json(counters),
         seconds=work.options.watch_seconds,

@@ -43,6 +43,7 @@ class Tools:
 
     search: Search
     install_ledger: Callable[[Endpoint, Settings], None]
+    has_revisions: Callable[[], bool]
 
 
 @dataclass(slots=True, kw_only=True)

@@ -45,10 +45,11 @@ class FenceState:
     there: bool
     message: str | None
     through: str | None
+    until: str | None
     missing: tuple[str, ...]
 
     def is_like(self, fence: Fence) -> bool:
-        """Return whether it is that fence that stands."""
+        """Return whether it is that fence that stands, whenever it ends."""
         return self.standing and (self.message, self.through) == (fence.message, fence.through)
 
 
@@ -94,6 +95,7 @@ def state(catalog: Catalog) -> FenceState:
         there=bool(catalog.ours),
         message=told[0] if told else None,
         through=told[1] if told else None,
+        until=told[3] if told else None,
         missing=missing,
     )
 
@@ -149,7 +151,7 @@ def put_fence(
     a missing right, a table that cannot be fenced, and somebody else's object of the same name.
     """
     catalog = _catalog(session, table)
-    if state(catalog).is_like(fence):
+    if (standing := state(catalog)).is_like(fence) and standing.until == fence.until:
         return Put(changed=False, waited=Waited())
     catalog.check()
     _check_rights(session, catalog)

@@ -71,6 +71,11 @@ class LogObserver:
             match event:
                 case events.Warned() | events.Retrying():
                     self._log.warning(_one_line(event))
+                case events.OwnerNeeded():
+                    self._log.warning(printable(event.fact))
+                    # To be copied into psql as it is: in a log line it would be quoted, and its lines joined.
+                    sys.stderr.write(f"{event.script.rstrip()}\n")
+                    sys.stderr.flush()
                 case events.CheckDone():
                     self._log.info("check", name=event.name, verdict=event.verdict, summary=event.summary)
                 case _:

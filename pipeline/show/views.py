@@ -29,7 +29,12 @@ from pipeline.show.exhibits import (
 )
 from pipeline.wording import counted
 
-_KINDS = {"missing": "missing on the target", "extra": "only on the target", "different": "other content"}
+_KINDS = {
+    "missing": "missing on the target",
+    "extra": "only on the target",
+    "different": "other content",
+    "doubled": "key doubled",
+}
 # The checks of a full verify, in their order.
 LADDER = ("counts", "digests", "census", "parity", "recall", "plan", "latency", "application")
 

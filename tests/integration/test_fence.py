@@ -552,3 +552,21 @@ def test_autovacuum_makes_way(busy: Server) -> None:
         put = put_fence(place.crew, place.session, place.table, FENCE, deadline_seconds=20)
         assert (put.changed, put.waited.attempts > 1) == (True, True)
         assert read_fence(place.session, place.table).is_like(FENCE)
+
+
+def test_fence_with_an_end_opens_by_itself(place: Place) -> None:
+    soon = place.database.value("SELECT (clock_timestamp() + interval '1 second')::text")
+    late = place.database.value("SELECT (clock_timestamp() + interval '1 hour')::text")
+    put_fence(place.crew, place.session, place.table, replace(FENCE, until=late))
+    with pytest.raises(psycopg2.Error) as caught:
+        place.database.execute(INSERT)
+    assert caught.value.pgcode == "PF001"
+    put_fence(place.crew, place.session, place.table, replace(FENCE, until=soon))
+    wait_for(lambda: place.database.value("SELECT clock_timestamp() > %s::timestamptz", soon))
+    place.database.execute("SET datestyle = 'German, DMY'; SET timezone = 'Asia/Kolkata'; " + INSERT)
+    assert place.count == 4
+    ended = read_fence(place.session, place.table)
+    assert (ended.there, ended.standing, ended.refusing) == (True, False, False)
+    assert "its time is over" in ended.missing
+    put_fence(place.crew, place.session, place.table, FENCE)
+    assert read_fence(place.session, place.table).is_like(FENCE)
