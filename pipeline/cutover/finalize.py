@@ -75,7 +75,11 @@ def finalize(route: Route, settings: Settings, options: CutoverOptions, tools: T
 def _find(crew: Crew, route: Route) -> Cutover:
     with crew.session(route.target, PURPOSE) as session:
         found, _ = find_cutover(session, route.table)
-    if found is None or found.outcome in ("finalized", "rehearsed"):
+        if found is not None and found.outcome == "rehearsed":
+            # A rehearsal leaves what an earlier cutover has left.
+            with session.transaction(read_only=True) as cursor:
+                found = cutovers.latest_cutover(cursor, route.table, "cutover")
+    if found is None or found.outcome == "finalized":
         raise RefusedError(
             f"there is no cutover of {route.table.qualified} to finalize", "pipeline status shows what there was"
         )

@@ -28,25 +28,27 @@ class Outline:
 def outline_cutover(route: Route, options: CutoverOptions) -> Outline:
     """Return the plan of a cutover for this installation. Raises PipelineError."""
     with Crew() as crew:
-        found, records, seconds = crew.call(_read, crew, route)
+        found, records, seconds = crew.call(_read, crew, route, options)
     return _outline(route, found, records, describe_steps(route, options, seconds, rehearsal=False), "cutover")
 
 
 def outline_rollback(route: Route, options: CutoverOptions) -> Outline:
     """Return what a rollback would do from here. Raises PipelineError."""
     with Crew() as crew:
-        found, records, seconds = crew.call(_read, crew, route)
+        found, records, seconds = crew.call(_read, crew, route, options)
     opened = found is not None and found.ended is None and found.opened is not None
     return _outline(route, found, records, describe_back(route, options, seconds, opened=opened), "rollback")
 
 
-def _read(crew: Crew, route: Route) -> tuple[Cutover | None, dict[str, StepRecord], dict[str, float]]:
+def _read(
+    crew: Crew, route: Route, options: CutoverOptions
+) -> tuple[Cutover | None, dict[str, StepRecord], dict[str, float]]:
     with crew.session(route.target, PURPOSE) as session:
         found, records = find_cutover(session, route.table)
         if found is not None and found.ended is None:
             check_same_ends(found, route)
         with session.transaction(read_only=True) as cursor:
-            return found, records, cutovers.step_seconds(cursor, route.table)
+            return found, records, cutovers.step_seconds(cursor, route.table, deep=options.deep)
 
 
 def _outline(

@@ -70,8 +70,9 @@ def describe_steps(
             f"triggers on {source}, {target}: gone",
             "none needed",
         )
+    known = {**seconds, "watch": options.watch_seconds}
     return tuple(
-        Step(name=name, title=title, reads=reads, writes=writes, undo=undo, seconds=seconds.get(name))
+        Step(name=name, title=title, reads=reads, writes=writes, undo=undo, seconds=known.get(name))
         for name, (title, reads, writes, undo) in steps.items()
     )
 

@@ -30,7 +30,7 @@ def _lines(outline: Outline) -> Iterator[str]:
         for name, text in (("reads", step.reads), ("writes", step.writes), ("back", step.undo)):
             if text:
                 yield f"     {name:<6}  {text}"
-    if outline.kind != "rollback" and not any(step.seconds for step in outline.steps):
+    if outline.kind != "rollback" and not any(step.seconds for step in outline.steps if step.name == "fence"):
         yield "How long it takes is not known yet: pipeline cutover --rehearse measures it."
     yield f"next: pipeline {_NEXT[outline.kind]}"
 

@@ -1,4 +1,4 @@
-"""A role that does not own legacy's table: the owner is shown what to run, waited for, and not waited for without end."""
+"""A role that does not own legacy's table: the owner is shown what to run, and waited for, not without end."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

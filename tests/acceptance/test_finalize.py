@@ -1,0 +1,157 @@
+"""The end of a cutover: what goes from legacy, what stays, and the way back until then with what refuses it."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from pipeline.demo.servers import Server
+from pipeline.errors import EXIT_OK, EXIT_REFUSED
+from tests.cutovers import BACK, Cutover, points_to
+from tests.data import content
+from tests.fences import objects
+from tests.support import Database
+from tests.switches import FAST, Make, copies, evidence, maker, refuses, standing, taken_back, write
+
+KEY = "(SELECT id FROM public.embeddings WHERE content NOT LIKE 'on main%' ORDER BY id LIMIT 1)"
+
+
+@pytest.fixture(scope="module")
+def make(
+    servers: Callable[[str], Server],
+    legacy_template: str,
+    main_template: Callable[[int], str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Make]:
+    with maker(servers, legacy_template, main_template, tmp_path_factory) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def used(make: Make) -> Cutover:
+    return make()
+
+
+@pytest.fixture
+def bench(used: Cutover) -> Iterator[Cutover]:
+    with taken_back(used):
+        yield used
+
+
+def catalog(database: Database) -> list[Any]:
+    """Return a catalog without the schemas of temporary tables, which each session's first one makes for good."""
+    return [one for one in objects(database) if not str(one[1]).startswith(("pg_temp", "pg_toast_temp"))]
+
+
+def use_main(bench: Cutover) -> None:
+    """Add, change and delete rows on main, as the application does after the switch."""
+    bench.main.execute(
+        f"DELETE FROM public.embeddings WHERE id = {KEY};"
+        f"UPDATE public.embeddings SET content = 'on main, new' WHERE id = {KEY};"
+        "INSERT INTO public.embeddings (content) SELECT 'on main' FROM generate_series(1, 3)"
+    )
+
+
+def test_legacy_is_as_it_was_before_the_project_but_for_its_rows(make: Make) -> None:
+    bench = make()
+    before, rows = catalog(bench.legacy), content(bench.legacy)
+    bench.pipeline(*FAST, "--until", "switch").expect(EXIT_OK)
+    said = bench.pipeline("finalize", "--yes").expect(EXIT_REFUSED)
+    assert "is not complete: smoke, watch not done\nhint:  end it first: pipeline cutover --execute" in said.err
+    bench.pipeline(*FAST).expect(EXIT_OK)
+    use_main(bench)
+    on_main = content(bench.main)
+    done = bench.pipeline("finalize", "--yes", "--json").expect(EXIT_OK).json["cutover"]
+    assert (done["outcome"], done["steps"][0][1]) == ("finalized", "removed: legacy's fence")
+    assert (catalog(bench.legacy), content(bench.legacy)) == (before, rows)
+    remains = "\n".join(done["remains"])
+    for part in ("drop it when you are sure", "the ledger on main", "LEGACY_*", str(copies(bench.folder)[0])):
+        assert part in remains
+    assert points_to(bench) == "main"
+    assert "finalized" in bench.pipeline("status").expect(EXIT_OK).out
+    # There is no way back any more, and no second time.
+    for command in (BACK, ("finalize", "--yes")):
+        assert bench.pipeline(*command).expect(EXIT_REFUSED).err.startswith("error: ")
+    # What the application has deleted on main since would come back from legacy.
+    for command in (FAST, ("cutover", "--rehearse", "--yes", "--skip-backup")):
+        said = bench.pipeline(*command).expect(EXIT_REFUSED)
+        assert "already: there is nothing to switch" in said.err
+    assert content(bench.main) == on_main
+    write(bench.main)
+
+
+def test_way_back_takes_new_rows_to_legacy_and_finalize_then_opens_main(make: Make) -> None:
+    bench = make()
+    before, text = catalog(bench.legacy), bench.env_file.read_bytes()
+    guarded = catalog(bench.main)
+    bench.pipeline(*FAST).expect(EXIT_OK)
+    use_main(bench)
+    on_main = content(bench.main)
+    done = bench.pipeline(*BACK, "--after-switch", "echo back", "--json").expect(EXIT_OK)
+    assert "\nback\n" in done.err
+    told = done.json["cutover"]
+    assert [name for name, *_ in told["steps"]] == [
+        *("back-close", "back-sync", "back-verify", "back-switch", "back-open", "back-commands")
+    ]
+    assert sum(seconds for *_, seconds in told["steps"]) > 0
+    found = evidence(bench, "back-sync")
+    assert (found["inserted"], found["updated"], found["deleted"]) == (3, 1, 1)
+    assert content(bench.legacy) == on_main == content(bench.main)
+    assert bench.env_file.read_bytes() == text
+    assert "filled by the pipeline" in refuses(bench.main)
+    write(bench.legacy, "DELETE FROM public.embeddings WHERE content = 'on main'")
+    bench.pipeline(*BACK).expect(EXIT_REFUSED)
+    bench.pipeline("verify", "--from", "main", "--to", "legacy", "--check", "rows").expect(3)
+    # A rehearsal between leaves to finalize what the cutover has left.
+    bench.pipeline("verify").expect(3)
+    bench.pipeline("sync").expect(EXIT_OK)
+    bench.verify()
+    bench.pipeline("cutover", "--rehearse", "--yes", "--skip-backup").expect(EXIT_OK)
+    removed = bench.pipeline("finalize", "--yes").expect(EXIT_OK)
+    assert "removed: main's guard, legacy's ledger (schema pipeline)" in removed.err
+    assert (catalog(bench.legacy), catalog(bench.main)) == (before, guarded)
+    write(bench.main, "DELETE FROM public.embeddings WHERE content = 'nothing'")
+    # Not that the next one would begin with anything else than the first.
+    bench.pipeline(*FAST).expect(EXIT_OK)
+    assert points_to(bench) == "main"
+
+
+def test_next_cutover_goes_on_from_a_way_back(bench: Cutover) -> None:
+    for _ in range(2):
+        bench.pipeline(*FAST).expect(EXIT_OK)
+        use_main(bench)
+        bench.pipeline(*BACK).expect(EXIT_OK)
+        assert content(bench.legacy) == content(bench.main)
+    assert len(copies(bench.folder)) == 2
+    # Only what stands under way is shown as done.
+    plan = bench.pipeline("cutover", "--json").expect(EXIT_OK).json["plan"]
+    assert (plan["cutover"], plan["done"]) == (None, [])
+
+
+def test_legacy_that_somebody_opened_and_wrote_is_not_overwritten(bench: Cutover) -> None:
+    bench.pipeline(*FAST).expect(EXIT_OK)
+    use_main(bench)
+    key = bench.legacy.value(f"SELECT {KEY}::text")
+    write(bench.legacy, "ALTER TABLE public.embeddings DISABLE TRIGGER ALL")
+    write(bench.legacy, f"UPDATE public.embeddings SET content = 'theirs' WHERE id = '{key}'")
+    before = standing(bench), content(bench.legacy), content(bench.main)
+    said = bench.pipeline(*BACK).expect(EXIT_REFUSED)
+    assert f"legacy's public.embeddings was written since it was closed: 1 row with new content ({key})" in said.err
+    assert "take them to main first, by pipeline diff and by hand" in said.err
+    assert (standing(bench), content(bench.legacy), content(bench.main)) == before
+    # As it says: by hand, then again.
+    was = bench.main.rows("SELECT content FROM public.embeddings WHERE id = %s", key)
+    write(bench.legacy, f"DELETE FROM public.embeddings WHERE id = '{key}'")
+    assert not was
+    bench.pipeline(*BACK).expect(EXIT_REFUSED)
+
+
+def test_way_back_needs_the_rows_that_stand_on_legacy(make: Make) -> None:
+    bench = make()
+    bench.pipeline(*FAST).expect(EXIT_OK)
+    write(bench.legacy, "ALTER TABLE public.embeddings DISABLE TRIGGER ALL")
+    write(bench.legacy, f"DELETE FROM public.embeddings WHERE id = {KEY}")
+    said = bench.pipeline(*BACK).expect(EXIT_REFUSED)
+    assert "rows are gone" in said.err
+    said = bench.pipeline("status").expect(EXIT_OK)
+    assert "main is open" in said.out or "switched" in said.out
