@@ -349,7 +349,8 @@ class Watching(Event):
 class CutoverDone(Event):
     """The end of a cutover, a rehearsal, a way back or a finalize, or of the part that was asked for.
 
-    ``outcome`` is rehearsed, switched, stopped (before the step that was named), rolled back or finalized.
+    ``outcome`` is rehearsed, switched, stopped (before the step that was named), rolled back,
+    finalized, or cleared (of what a rollback had left).
     ``fence_seconds`` is for how long no side took writes. ``remains`` are things that stay, for people.
     """
 

@@ -125,7 +125,8 @@ class CutoverOptions:
     where ``free_bytes`` stay free, unless ``skip_backup``. Up to ``max_lag_rows`` may differ when it begins.
     The fence is tried for ``fence_seconds``, its owner is waited for ``owner_seconds``; a rehearsal's
     ends by itself after ``fence_limit_seconds``. With ``deep`` the proof
-    under the fence compares every row. ``watch_seconds`` after the switch, main's searches have to take no
+    under the fence compares every row. With ``take_main`` the way back overwrites what legacy took although it was
+    closed. ``watch_seconds`` after the switch, main's searches have to take no
     longer than ``max_latency_ms`` (95 of 100). ``smoke_texts`` are searched for as the application would.
     """
 
@@ -142,6 +143,7 @@ class CutoverOptions:
     owner_seconds: float = DEFAULT_OWNER_SECONDS
     fence_limit_seconds: float = DEFAULT_FENCE_LIMIT_SECONDS
     deep: bool = False
+    take_main: bool = False
     watch_seconds: float = DEFAULT_WATCH_SECONDS
     max_latency_ms: float = DEFAULT_LATENCY_MILLISECONDS
     smoke_texts: tuple[str, ...] = ()

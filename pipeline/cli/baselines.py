@@ -39,7 +39,7 @@ def baseline() -> None:
 def capture(
     source: str,
     target: str,
-    env_file: Path | None,
+    env_files: tuple[Path, ...],
     queries: int,
     k: int,
     texts: Path | None,
@@ -57,7 +57,7 @@ def capture(
     from pipeline.show.baselines import captured_lines
     from pipeline.show.plain import print_json, print_text
 
-    settings = Settings.load(env_file)
+    settings = Settings.load(env_files)
     route = settings.route(source, target, ignore_columns, rounding=rounding)
     embedded = () if texts is None else _embedded(settings, _lines(texts))
     (done,) = observed(engine_capture(route, CaptureOptions(queries=queries, k=k, texts=embedded)), BaselineDone)

@@ -34,7 +34,7 @@ from pipeline.settings import Settings
 def preflight(
     source: str,
     target: str,
-    env_file: Path | None,
+    env_files: tuple[Path, ...],
     workers: int,
     no_census: bool,
     ignore_columns: tuple[str, ...],
@@ -51,7 +51,7 @@ def preflight(
 
     chosen = options.PreflightOptions(workers=workers, census=not no_census)
     (found,) = observed(
-        inspect(Settings.load(env_file).route(source, target, ignore_columns, rounding=rounding), chosen), Inspected
+        inspect(Settings.load(env_files).route(source, target, ignore_columns, rounding=rounding), chosen), Inspected
     )
     if as_json:
         print_json({"preflight": {"verdict": found.verdict, **asdict(found)}})
@@ -112,7 +112,7 @@ def preflight(
 def verify(
     source: str,
     target: str,
-    env_file: Path | None,
+    env_files: tuple[Path, ...],
     incremental: bool,
     checks: tuple[str, ...],
     queries: int,
@@ -140,7 +140,7 @@ def verify(
     from pipeline.show.plain import print_json
     from pipeline.show.tables import print_checks
 
-    settings = Settings.load(env_file)
+    settings = Settings.load(env_files)
     route = settings.route(source, target, ignore_columns, rounding=rounding)
     chosen = options.VerifyOptions(
         queries=queries,

@@ -85,7 +85,7 @@ MEGABYTE = 1_000_000
 def copy(
     source: str,
     target: str,
-    env_file: Path | None,
+    env_files: tuple[Path, ...],
     workers: int,
     slice_size: int,
     deadline: float,
@@ -113,7 +113,7 @@ def copy(
     from pipeline.show.plain import print_json, print_text
     from pipeline.show.words import copy_summary, preview_lines
 
-    route = Settings.load(env_file).route(source, target, ignore_columns, rounding=rounding)
+    route = Settings.load(env_files).route(source, target, ignore_columns, rounding=rounding)
     chosen = options.CopyOptions(
         workers=workers,
         slice_bytes=slice_size * 2**20,
@@ -152,7 +152,7 @@ def copy(
 def quarantine(
     source: str,
     target: str,
-    env_file: Path | None,
+    env_files: tuple[Path, ...],
     is_retry: bool,
     on_conflict: options.OnConflict,
     ignore_columns: tuple[str, ...],
@@ -169,7 +169,7 @@ def quarantine(
     from pipeline.show.quarantine import print_quarantine, retried_line
     from pipeline.status import read_quarantine_state
 
-    route = Settings.load(env_file).route(source, target, ignore_columns, rounding=rounding)
+    route = Settings.load(env_files).route(source, target, ignore_columns, rounding=rounding)
     if is_retry:
         (done,) = observed(retry(route, options.CopyOptions(on_conflict=on_conflict)), Retried)
         if as_json:

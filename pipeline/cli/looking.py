@@ -13,12 +13,12 @@ from pipeline.settings import Settings
 @click.command(name="settings")
 @env_file_option
 @json_option
-def settings_command(env_file: Path | None, as_json: bool) -> None:
+def settings_command(env_files: tuple[Path, ...], as_json: bool) -> None:
     """Show every setting, where it came from, and what the endpoints resolve to."""
     from pipeline.show.plain import print_json
     from pipeline.show.tables import print_settings
 
-    settings = Settings.load(env_file)
+    settings = Settings.load(env_files)
     endpoints: dict[str, str] = {}
     for name in ("legacy", "main"):
         try:
@@ -36,7 +36,7 @@ def settings_command(env_file: Path | None, as_json: bool) -> None:
 @env_file_option
 @ends_options
 @json_option
-def status(env_file: Path | None, source: str, target: str, as_json: bool) -> None:
+def status(env_files: tuple[Path, ...], source: str, target: str, as_json: bool) -> None:
     """Show runs, their progress, and the last verdicts, from the ledger on main.
 
     A verdict is stale once one of the tables was written: both sides are asked, legacy only if it answers.
@@ -45,7 +45,7 @@ def status(env_file: Path | None, source: str, target: str, as_json: bool) -> No
     from pipeline.show.tables import print_state
     from pipeline.status import read_state
 
-    settings = Settings.load(env_file)
+    settings = Settings.load(env_files)
     try:
         legacy = settings.endpoint(source)
     except SettingsError:
@@ -63,7 +63,7 @@ def status(env_file: Path | None, source: str, target: str, as_json: bool) -> No
 @env_file_option
 @click.option("--k", type=click.IntRange(1, 1_000), default=4, show_default=True, help="Return this many passages.")
 @json_option
-def search(text: str, env_file: Path | None, k: int, as_json: bool) -> None:
+def search(text: str, env_files: tuple[Path, ...], k: int, as_json: bool) -> None:
     """Search main for TEXT, as the application will: embedded by Ollama, nearest first.
 
     Refused where the settings give the application a mock.
@@ -73,7 +73,7 @@ def search(text: str, env_file: Path | None, k: int, as_json: bool) -> None:
     from pipeline.show.plain import print_json
     from pipeline.show.tables import print_hits
 
-    settings = Settings.load(env_file)
+    settings = Settings.load(env_files)
     engine = engine_for(settings.endpoint("main"))
     if (choice := read_choice(settings)).mock:
         raise RefusedError(
@@ -90,12 +90,12 @@ def search(text: str, env_file: Path | None, k: int, as_json: bool) -> None:
 @click.command()
 @env_file_option
 @json_option
-def mock(env_file: Path | None, as_json: bool) -> None:
+def mock(env_files: tuple[Path, ...], as_json: bool) -> None:
     """Show whether the settings give the application a mock, and where PGVECTOR_* points. Connects to nothing."""
     from pipeline.search.choice import read_choice
     from pipeline.show.plain import print_json, print_text
 
-    choice = read_choice(Settings.load(env_file))
+    choice = read_choice(Settings.load(env_files))
     if as_json:
         found = asdict(choice)
         print_json({"repository": "mock" if found.pop("mock") else "real", **found})

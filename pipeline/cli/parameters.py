@@ -12,8 +12,11 @@ Command = Callable[..., Any]
 
 env_file_option = click.option(
     "--env-file",
+    "env_files",
+    multiple=True,
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Read settings from this file instead of ./.env; the environment goes first.",
+    help="Read settings from this file instead of ./.env; the environment goes first. May be given several times: the"
+    " first file that has a variable counts.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 _from = click.option("--from", "source", default="legacy", show_default=True, help="The source: legacy, main or a URL.")

@@ -300,6 +300,7 @@ def cutover(
 @_yes
 @_after
 @click.option("--deep", is_flag=True, help="Compare every row before legacy is opened.")
+@click.option("--take-main", is_flag=True, help="Overwrite rows that legacy took although it was closed, with main's.")
 @_fence_wait
 @_owner_wait
 @json_option

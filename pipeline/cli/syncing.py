@@ -61,7 +61,7 @@ def _list(route: Route, chosen: options.SyncOptions, ends: str, *, for_sync: boo
 def diff(
     source: str,
     target: str,
-    env_file: Path | None,
+    env_files: tuple[Path, ...],
     deep: bool,
     workers: int,
     settle: float,
@@ -74,7 +74,7 @@ def diff(
     found both sides equal, on either of them; all rows where there was no such pass, or with --deep. Ends
     with exit code 3 where anything differs.
     """
-    route = Settings.load(env_file).route(source, target, ignore_columns, rounding=rounding)
+    route = Settings.load(env_files).route(source, target, ignore_columns, rounding=rounding)
     chosen = options.SyncOptions(deep=deep, workers=workers, settle_seconds=settle)
     _list(route, chosen, _ends(source, target), for_sync=False)
 
@@ -101,7 +101,7 @@ def diff(
 def sync(
     source: str,
     target: str,
-    env_file: Path | None,
+    env_files: tuple[Path, ...],
     deep: bool,
     delete: bool,
     on_conflict: options.OnConflict,
@@ -124,7 +124,7 @@ def sync(
     from pipeline.show.plain import print_json, print_text
     from pipeline.show.words import sync_summary
 
-    settings = Settings.load(env_file)
+    settings = Settings.load(env_files)
     route = settings.route(source, target, ignore_columns, rounding=rounding)
     chosen = options.SyncOptions(deep=deep, delete=delete, on_conflict=on_conflict, workers=workers, restart=restart)
     if dry_run:

@@ -8,6 +8,8 @@ from psycopg2 import sql
 
 from pipeline.check.before import has_passes, pass_before
 from pipeline.check.changes import Look, changed_keys, look
+from pipeline.check.differences import differences_of
+from pipeline.check.finding import Base, touched_keys
 from pipeline.check.pair import read_pair
 from pipeline.cutover import closing, switching
 from pipeline.cutover.engine import find_under_way, open_work, run_of, take_step, was_guarded
@@ -18,8 +20,9 @@ from pipeline.cutover.work import PURPOSE, Deed, Tools, Work
 from pipeline.errors import RefusedError
 from pipeline.events import CutoverDone, Event, StepDone, StepStarted
 from pipeline.ledger import cutovers, runs
-from pipeline.ledger.marks import written_sql
+from pipeline.ledger.marks import untouched_sql, written_sql
 from pipeline.move.lease import Lease
+from pipeline.move.reconcile import keys_that
 from pipeline.options import DEFAULT_DEADLINE_SECONDS, CutoverOptions, SyncOptions, VerifyOptions
 from pipeline.postgres.crew import Crew
 from pipeline.postgres.database import Cursor, Session
@@ -96,33 +99,41 @@ def way_back(work: Work) -> tuple[_Step, ...]:
 
 
 def _check_legacy(work: Work) -> None:
-    """Raise RefusedError where legacy was opened, or took writes, since it was closed."""
-    route = work.route
-    ends = (work.source, PURPOSE), (work.target, PURPOSE)
-    with work.crew.together(*ends) as (source, target):
+    """Raise RefusedError where legacy took writes since it was closed, of rows that are not the same on main."""
+    if work.options.take_main:
+        return
+    route, proven = work.route, work.evidence("prove")
+    legacy, main = (work.source, PURPOSE), (work.target, PURPOSE)
+    with work.crew.together(legacy, main, legacy, main) as (source, target, *others):
         pair = read_pair(work.crew, source, target, route, to_write=False)
         before = pass_before(source, target, route.table, pair, verified=True)
-        proven = work.evidence("prove")
         if before is None or not proven:
             raise RefusedError(
                 "what legacy held when it was closed is not known any more",
-                "pipeline diff lists what differs by now; pipeline sync --from main --to legacy takes it there",
+                "pipeline diff lists what differs; pipeline rollback --execute --take-main makes legacy as main is",
             )
-        then = Look.from_json(before.source_horizon)
+        base = Base(source=Look.from_json(before.source_horizon), target=Look.from_json(before.target_horizon))
         # What an earlier attempt of this way back has brought is no write of others.
         own = _brought_back(source, route) if "back-sync" in work.records and has_passes(source) else None
-        now = look(source, pair.source, then.horizon, own)
-        extra = (now.changed or 0) - (then.recent or 0)
-        gone = own is None and now.rows != then.rows
-        if extra <= 0 and not gone and (own is not None or not now.since(then)):
+        now = look(source, pair.source, base.source.horizon, own)
+        if not now.since(base.source) or (own is not None and (now.changed or 0) <= (base.source.recent or 0)):
             return
-        keys = [key for batch in changed_keys(source, pair.source, then.horizon, own) for key in batch]
-    listed = "; ".join(", ".join(key) for key in keys[:LISTED_KEYS])
-    raise RefusedError(
-        f"legacy's {route.table.qualified} was written since it was closed: {counted(len(keys), 'row')} with new"
-        f" content ({listed}){', and rows are gone' if gone and not keys else ''}",
-        "these would be overwritten: take them to main first, by pipeline diff and by hand; then run this again",
-    )
+        written = {key for batch in changed_keys(source, pair.source, base.source.horizon, own) for key in batch}
+        conflicts: list[str] = []
+        _, touched = touched_keys(work.crew, pair, (source, target), base)
+        for keys in touched:
+            found = differences_of(work.crew, (others[0], pair.source), (others[1], pair.target), pair.columns, keys)
+            # Both sides had it when legacy was closed, and main has it still: legacy has deleted it.
+            only_there = [one.key for one in found if one.kind == "extra"]
+            untouched = untouched_sql(base.target.horizon, "t")
+            gone = keys_that(others[1], pair.target, only_there, untouched) if only_there and own is None else set()
+            conflicts += [one.text for one in found if one.key in written or one.key in gone]
+    if conflicts:
+        raise RefusedError(
+            f"legacy's {route.table.qualified} was written since it was closed: {counted(len(conflicts), 'row')} that"
+            f" main has otherwise: {'; '.join(conflicts[:LISTED_KEYS])}",
+            "make main's rows the same, and run this again; or overwrite legacy's with main's: --take-main",
+        )
 
 
 def _brought_back(session: Session, route: Route) -> sql.Composable | None:

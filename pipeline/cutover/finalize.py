@@ -1,6 +1,7 @@
 """Finalize: the way back given up, and what is the pipeline's own on legacy taken away."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
+from typing import Any
 
 from psycopg2 import sql
 
@@ -66,7 +67,7 @@ def finalize(route: Route, settings: Settings, options: CutoverOptions, tools: T
         yield CutoverDone(
             cutover=found.id,
             kind=found.kind,
-            outcome="finalized",
+            outcome="cleared" if back else "finalized",
             steps=(("finalize", summary, seconds),),
             remains=tuple(_remains(work, back=back)),
         )
@@ -128,7 +129,15 @@ def _remains(work: Work, *, back: bool) -> Generator[str, None, None]:
     yield "the ledger on main (schema pipeline): runs, verdicts, steps"
     if not back:
         yield "LEGACY_* in the .env files, which the application does not read"
-    if copies := [str(copy) for _, copy in switching.switched_files(work.evidence("switch")) if copy.exists()]:
+    switches, backups = work.crew.call(_evidence, work)
+    if copies := [str(copy) for seen in switches for _, copy in switching.switched_files(seen) if copy.exists()]:
         yield f"{counted(len(copies), 'copy')} of .env files, with their passwords: {', '.join(copies)}"
-    if files := [str(path) for path in dumped_files(work.evidence("backup")) if path.exists()]:
+    if files := [str(path) for seen in backups for path in dumped_files(seen) if path.exists()]:
         yield f"{counted(len(files), 'dump')}: {', '.join(files)}"
+
+
+def _evidence(work: Work) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """Return what was seen in every switch of the table, and in every backup."""
+    table = work.route.table
+    with work.crew.session(work.route.target, PURPOSE) as session, session.transaction(read_only=True) as cursor:
+        return cutovers.read_evidence(cursor, table, "switch"), cutovers.read_evidence(cursor, table, "backup")

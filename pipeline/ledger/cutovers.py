@@ -132,6 +132,16 @@ def read_steps(cursor: Cursor, cutover: int) -> dict[str, StepRecord]:
     }
 
 
+def read_evidence(cursor: Cursor, target: TableMapping, name: str) -> list[Mapping[str, Any]]:
+    """Return what was seen in a step in every cutover and rehearsal of a table, the last one first."""
+    cursor.execute(
+        "SELECT s.evidence FROM pipeline.step s JOIN pipeline.cutover c ON c.id = s.cutover_id"
+        " WHERE c.target_schema = %s AND c.target_table = %s AND s.name = %s ORDER BY c.id DESC",
+        (target.schema, target.table, name),
+    )
+    return [evidence for (evidence,) in cursor.fetchall()]
+
+
 def intend_step(cursor: Cursor, cutover: int, name: str, intended: Mapping[str, Any]) -> None:
     """Record that a step is about to be done, with what it is about to touch; what was seen before stays beside it."""
     cursor.execute(

@@ -11,6 +11,7 @@ _ENDS = {
     "rehearsed": "rehearsed: nothing was switched, and both sides are as before",
     "switched": "switched: the application's settings point to main",
     "rolled back": "rolled back: the application's settings point to legacy, which takes writes again",
+    "cleared": "finalized: what the rollback had left is removed",
     "finalized": "finalized: there is no way back by the pipeline any more",
 }
 

@@ -188,6 +188,8 @@ def _print_cutover(cutover: CutoverState) -> None:
         print_text(f"{name}: {cutover.outcome} {moment(cutover.ended)}")
     elif cutover.back is not None:
         print_text(f"{name}: on its way back. next: pipeline rollback --execute")
+    elif cutover.kind == "rehearsal":
+        print_text(f"{name}: it came to no end. next: pipeline cutover --rehearse, or pipeline rollback --execute")
     elif cutover.next_step is None:
         print_text(f"{name}: switched. next: pipeline finalize, or pipeline rollback")
     else:

@@ -136,10 +136,11 @@ def sync_summary(done: events.SyncDone, ends: str = "") -> str:
     if done.dry:
         if done.equal:
             return f"nothing differs: {looked}, in {duration(done.seconds)}."
+        differ = f"{counted(done.touched, 'row')} {'differs' if done.touched == 1 else 'differ'}"
         return (
-            f"{counted(done.touched, 'row')} differ: {done.inserted:,} missing on the target, {done.deleted:,} only"
+            f"{differ}: {done.inserted:,} missing on the target, {done.deleted:,} only"
             f" there, {done.updated:,} with other content; looked for in {duration(done.seconds)}.\n"
-            f"next: pipeline sync{ends}"
+            f"next: pipeline sync{ends}{'' if ends else ', unless the switch is made'}"
         )
     wrote = [
         *([f"{done.inserted:,} added"] if done.inserted else []),

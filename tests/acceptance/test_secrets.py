@@ -110,8 +110,16 @@ COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "status": ((), ("--json",)),
     "search": (("some words",), ("some words", "--json")),
     "demo": (("--stop",),),
+    "cutover": ((), ("--json",)),
+    "rollback": ((), ("--json",)),
+    "finalize": (("--yes", "--json"),),
 }
-CONNECTING = ("preflight", "copy", "quarantine", "baseline", "verify", "diff", "sync", "status", "search")
+CONNECTING = (
+    *("preflight", "copy", "quarantine", "baseline", "verify", "diff", "sync", "status", "search"),
+    *("cutover", "rollback", "finalize"),
+)
+# A cutover has to be done before these work: all of it is followed in a test of its own.
+AFTER_A_CUTOVER = frozenset({"finalize"})
 # search is asked for texts, and shows those that it finds.
 SHOWS_TEXTS = frozenset({"search"})
 # What finds nothing lists nothing.
@@ -122,7 +130,7 @@ def test_every_command_is_followed() -> None:
     assert set(COMMANDS) == set(cli.commands)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in AFTER_A_CUTOVER])
 def test_success_shows_no_secret(pair: Pair, command: str, tmp_path: Path) -> None:
     if command in CONNECTING:
         pipeline("copy", env=pair.env()).expect(EXIT_OK)
