@@ -20,7 +20,7 @@ help:
 	@echo "make demo    the whole move on two embedded PostgreSQL servers (ROWS=100000 for more, KEEP=yes to leave them)"
 	@echo "make test    all tests, on real servers"
 	@echo "make check   ruff and mypy --strict"
-	@echo "make chaos   random faults at random moments (RUNS=300, or BUDGET=seconds; SEED=n plays a run again)"
+	@echo "make chaos   random faults, and kill -9 at every point of a cutover (RUNS=300, or BUDGET=seconds; SEED=n plays a run again)"
 	@echo "make bench   speed and memory, beside the raw COPY pipe and pg_dump (ARGS='--quick')"
 	@echo "make clean   remove the virtual environment and caches"
 
@@ -45,7 +45,7 @@ check: $(READY)
 	$(BIN)/mypy
 
 chaos: $(READY)
-	CHAOS_RUNS=$(RUNS) CHAOS_BUDGET=$(BUDGET) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -m chaos tests/chaos $(ARGS)
+	CHAOS_RUNS=$(RUNS) CHAOS_BUDGET=$(BUDGET) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -m chaos tests/chaos tests/acceptance/test_cutover_kills.py $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/bench.py $(ARGS)

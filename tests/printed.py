@@ -11,7 +11,7 @@ _SAME: tuple[tuple[str, str], ...] = (
     (r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{22}", "ID"),
     (r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:Z|\+00:00)", "MOMENT"),
     (r"\d{8}T\d{6}Z", "MOMENT"),
-    (r"\S*/(?=backups/|\.env)", "/"),
+    (r"\S*/(?=backups\b|\.env)", "/"),
     (r"(?:\d+ min )?[\d.,]+ (?:m?s)\b", "TIME"),
     (r"[\d.,]*\d (?:k|M|G)?B\b", "SIZE"),
     (r"\d[\d,]*(?:\.\d+)?", "N"),

@@ -132,8 +132,9 @@ def _remains(work: Work, *, back: bool) -> Generator[str, None, None]:
     switches, backups = work.crew.call(_evidence, work)
     if copies := [str(copy) for seen in switches for _, copy in switching.switched_files(seen) if copy.exists()]:
         yield f"{counted(len(copies), 'copy')} of .env files, with their passwords: {', '.join(copies)}"
-    if files := [str(path) for seen in backups for path in dumped_files(seen) if path.exists()]:
-        yield f"{counted(len(files), 'dump')}: {', '.join(files)}"
+    if files := [path for seen in backups for path in dumped_files(seen) if path.exists()]:
+        folders = dict.fromkeys(str(path.parent) for path in files)
+        yield f"{counted(len(files), 'dump')} in {', '.join(folders)}"
 
 
 def _evidence(work: Work) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:

@@ -19,6 +19,7 @@ from pipeline.wording import counted
 
 # While somebody writes, a verify may meet rows on their way; so often is it tried before the fence.
 CATCHUP_TRIES = 3
+CATCHUP_SETTLE_SECONDS = 0.5
 # Main is closed to others: a row there that was equal once, and that legacy has no more, was deleted there.
 _FORWARD = SyncOptions(delete_equal=True)
 
@@ -55,7 +56,9 @@ def catch_up(work: Work) -> Deed:
     brought = yield from bring(work, work.forward, _FORWARD)
     renewed = False
     for _ in range(CATCHUP_TRIES):
-        found = yield from compare(work, work.forward, VerifyOptions(incremental=True))
+        found = yield from compare(
+            work, work.forward, VerifyOptions(incremental=True, settle_seconds=CATCHUP_SETTLE_SECONDS)
+        )
         if renewed := found.verdict == "pass":
             break
         # What differs now was written after the sync, or it stays.

@@ -1,6 +1,6 @@
 """Before a cutover: everything that could stop it on its way, found while nothing has been written."""
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -13,23 +13,28 @@ from pipeline.check.pair import read_pair
 from pipeline.check.preflight import Finding, refuse_if_needed
 from pipeline.check.verify import verify
 from pipeline.cutover.backup import check_room, plan_backup
-from pipeline.cutover.envfile import plan_switch
-from pipeline.cutover.envwrite import check_editable
+from pipeline.cutover.envfile import parse_lines, plan_switch
+from pipeline.cutover.envwrite import EnvEdit, check_editable
 from pipeline.cutover.work import PURPOSE, Deed, keep
+from pipeline.endpoints import endpoint_from_variables
+from pipeline.envfile import Value
 from pipeline.errors import PipelineError, RefusedError, StoppedError
 from pipeline.events import CheckDone, Event, SyncDone, VerifyDone, Warned
+from pipeline.ledger import cutovers
 from pipeline.ledger.verdicts import latest_verdicts
 from pipeline.move.listing import list_differences
 from pipeline.options import CutoverOptions, SyncOptions, VerifyOptions
 from pipeline.postgres.crew import Crew
-from pipeline.postgres.database import Session
+from pipeline.postgres.database import Cursor, Session
 from pipeline.postgres.fence import rights_missing
 from pipeline.postgres.tables import KINDS, Table
-from pipeline.settings import Route, Settings
+from pipeline.settings import Route, Settings, TableMapping
 from pipeline.wording import counted
 
 # What a full verify has looked at; without one of these nothing is known of it.
 CHECKED = ("counts", "digests", "census", "parity", "recall", "plan")
+# Of these, what a catch-up compares while legacy may be written, and the proof again behind the fence.
+RENEWED = ("counts", "digests")
 # A copy's sessions, the lease's, and those of the proof: as many as two workers need.
 SESSIONS_FOR_WORKERS = 2
 OLD_TRANSACTION_SECONDS = 60.0
@@ -104,7 +109,8 @@ def _look_at_servers(crew: Crew, route: Route, seen: _Seen) -> None:
         pair = read_pair(crew, source, target, route, to_write=True)
         _check_kind(route.source.name, pair.source, seen)
         with target.transaction(read_only=True) as cursor:
-            _check_verdicts(latest_verdicts(cursor, route.table, route.labels), seen)
+            last = latest_verdicts(cursor, route.table, route.labels)
+            _check_verdicts(last, seen, RENEWED if _has_begun(cursor, route.table) else ())
         before = pass_before(source, target, route.table, pair, verified=True)
         if before is None:
             seen.refuse(f"no verify has found {pair.target.qualified} equal on both sides", "run: pipeline verify")
@@ -136,13 +142,19 @@ def _check_kind(name: str, table: Table, seen: _Seen) -> None:
         )
 
 
-def _check_verdicts(last: Mapping[str, tuple[str, str]], seen: _Seen) -> None:
-    """Judge the last verdict of every check that a cutover relies on."""
+def _has_begun(cursor: Cursor, mapping: TableMapping) -> bool:
+    """Return whether a cutover under way has begun its catch-up."""
+    found = cutovers.latest_cutover(cursor, mapping)
+    return found is not None and found.ended is None and "catchup" in cutovers.read_steps(cursor, found.id)
+
+
+def _check_verdicts(last: Mapping[str, tuple[str, str]], seen: _Seen, renewed: Sequence[str]) -> None:
+    """Judge the last verdict of every check that a cutover relies on, but for those that it is to renew."""
     if missing := [name for name in CHECKED if name not in last]:
         seen.refuse(f"nothing is known yet of: {', '.join(missing)}", "run: pipeline verify")
     for name, (verdict, summary) in last.items():
         # Whether the application may use the table is looked at anew, below.
-        if verdict != "pass" and name != "application":
+        if verdict != "pass" and name not in ("application", *renewed):
             seen.refuse(f"the last verdict of {name} is {verdict}: {summary}", "run: pipeline verify, until it passes")
 
 
@@ -175,12 +187,15 @@ def _look_at_files(settings: Settings, options: CutoverOptions, seen: _Seen) -> 
             "there is no .env file that the switch could be made in",
             "name the application's with --env-file; it may be given several times",
         )
+    edits = []
     for number, path in enumerate(options.env_files):
         try:
             check_editable(path)
-            plan_switch(path, settings, with_mock_line=not number)
+            edits.append(plan_switch(path, settings, with_mock_line=not number))
         except PipelineError as error:
             seen.error(error)
+    if edits and len(edits) == len(options.env_files):
+        _look_at_the_outcome(edits, seen)
     overruled = [
         name
         for name, value in settings.values.items()
@@ -190,6 +205,21 @@ def _look_at_files(settings: Settings, options: CutoverOptions, seen: _Seen) -> 
         seen.warn(
             f"{', '.join(overruled)}: set in this environment, which goes before any .env file",
             "where the application has them from its environment too, change them there by --after-switch",
+        )
+
+
+def _look_at_the_outcome(edits: list[EnvEdit], seen: _Seen) -> None:
+    """Refuse where the switched files alone would not say where the application searches: half of it is set elsewhere."""
+    values: dict[str, Value] = {}
+    for edit in reversed(edits):
+        text = parse_lines(edit.shown, edit.after.decode().lstrip("\ufeff"))
+        values |= {name: Value(text=value, where=str(edit.shown)) for name, value in text.texts.items()}
+    try:
+        endpoint_from_variables(values, "the application", "PGVECTOR", "PGVECTOR_DB")
+    except PipelineError as error:
+        seen.refuse(
+            f"after the switch the files alone would not say where the application searches: {error.fact}",
+            "write the whole address (PGVECTOR_*) into the files; name all of them with --env-file",
         )
 
 
