@@ -54,6 +54,7 @@ def rollback(route: Route, settings: Settings, options: CutoverOptions, tools: T
         work = open_work(crew, route, settings, options, tools, found, lease)
         steps = way_back(work)
         if work.cutover.opened is not None and not work.stands("back-verify"):
+            crew.call(_check_takes_rows, work)
             crew.call(_check_legacy, work)
         work.note(lambda cursor: cutovers.mark_back(cursor, work.cutover.id))
         for number, (name, title, deed) in enumerate(steps, 1):
@@ -96,6 +97,12 @@ def way_back(work: Work) -> tuple[_Step, ...]:
         ("back-open", "legacy takes writes again", _open_legacy),
         ("back-commands", "the application is told", _run_commands),
     )
+
+
+def _check_takes_rows(work: Work) -> None:
+    """Raise RefusedError, while main is open yet, where legacy's table is none that rows can be brought into."""
+    with work.crew.together((work.target, PURPOSE), (work.source, PURPOSE)) as (source, target):
+        read_pair(work.crew, source, target, _backwards(work), to_write=True)
 
 
 def _check_legacy(work: Work) -> None:

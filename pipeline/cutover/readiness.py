@@ -172,6 +172,12 @@ def _check_way_back(session: Session, table: Table, seen: _Seen) -> None:
             f"{name}: the role {table.role} may not make the schema pipeline, where a rollback keeps its ledger",
             f"on {name}: GRANT CREATE ON DATABASE {table.quoted_database} TO {table.quoted_role}",
         )
+    if table.kind != "r":
+        seen.warn(
+            f"{name}'s {table.qualified} is {KINDS[table.kind]}: once main is open, a rollback could not bring its new"
+            " writes back",
+            "after the switch the way back is by hand",
+        )
     if not table.may_delete or any(not column.may_insert for column in table.columns):
         seen.warn(
             f"{name}: the role {table.role} may not write {table.qualified}, and a rollback could not bring new writes"
@@ -209,10 +215,10 @@ def _look_at_files(settings: Settings, options: CutoverOptions, seen: _Seen) -> 
 
 
 def _look_at_the_outcome(edits: list[EnvEdit], seen: _Seen) -> None:
-    """Refuse where the switched files alone would not say where the application searches: half of it is set elsewhere."""
+    """Refuse where the switched files alone would not say where the application searches: half is set elsewhere."""
     values: dict[str, Value] = {}
     for edit in reversed(edits):
-        text = parse_lines(edit.shown, edit.after.decode().lstrip("\ufeff"))
+        text = parse_lines(edit.shown, edit.after.decode().lstrip("\ufeff"), "")
         values |= {name: Value(text=value, where=str(edit.shown)) for name, value in text.texts.items()}
     try:
         endpoint_from_variables(values, "the application", "PGVECTOR", "PGVECTOR_DB")

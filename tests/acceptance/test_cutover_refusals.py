@@ -49,7 +49,7 @@ def standing(bench: Cutover) -> tuple[Any, ...]:
 IS_TABLE = "SELECT count(*) FROM pg_class WHERE oid = 'public.embeddings'::regclass AND relkind = 'r'"
 
 
-def refused(bench: Cutover, *arguments: str, code: int = EXIT_REFUSED, **variables: str) -> str:
+def refused(bench: Cutover, *arguments: str, code: int = EXIT_REFUSED, **variables: Any) -> str:
     """Run a cutover that has to be refused, with nothing written; return what it says."""
     before = standing(bench)
     said = bench.pipeline(*arguments, **variables).expect(code)
@@ -178,10 +178,12 @@ def test_settings_without_a_file_leave_nothing_to_switch(verified: Cutover, tmp_
 
 def test_file_and_environment_that_name_two_databases_are_refused(verified: Cutover) -> None:
     text = verified.env_file.read_text()
+    elsewhere: Any
     for variable, name in (("DB_NAME", verified.main.name), ("PGVECTOR_DB", verified.legacy.name)):
+        elsewhere = {variable: name}
         verified.env_file.write_text(text.replace(f"{variable}=", f"{variable}=not_"))
         try:
-            said = refused(verified, *ATTEMPT, **{variable: name})
+            said = refused(verified, *ATTEMPT, **elsewhere)
         finally:
             verified.env_file.write_text(text)
         assert f"{variable} has one value in .env and another one in the environment" in said

@@ -73,8 +73,8 @@ def test_legacy_is_as_it_was_before_the_project_but_for_its_rows(make: Make) -> 
     for command in (BACK, ("finalize", "--yes")):
         assert bench.pipeline(*command).expect(EXIT_REFUSED).err.startswith("error: ")
     # What the application has deleted on main since would come back from legacy.
-    for command in (FAST, ("cutover", "--rehearse", "--yes", "--skip-backup")):
-        said = bench.pipeline(*command).expect(EXIT_REFUSED)
+    for attempt in (FAST, ("cutover", "--rehearse", "--yes", "--skip-backup")):
+        said = bench.pipeline(*attempt).expect(EXIT_REFUSED)
         assert "already: there is nothing to switch" in said.err
     assert content(bench.main) == on_main
     write(bench.main)
