@@ -14,7 +14,7 @@ from pipeline.cutover.envfile import plan_switch
 from pipeline.cutover.envwrite import EnvEdit, apply_edit, copy_path
 from pipeline.cutover.forward import fenced_at
 from pipeline.cutover.work import PURPOSE, Deed, Work
-from pipeline.errors import DifferencesError, PipelineError, RefusedError
+from pipeline.errors import DifferencesError, PipelineError, RefusedError, SettingsError
 from pipeline.failpoints import failpoint
 from pipeline.ledger import cutovers
 from pipeline.postgres.crew import TICK_SECONDS, Crew
@@ -33,6 +33,12 @@ SAME_DISTANCE = 1e-4
 def switch(work: Work) -> Deed:
     """Open main's table, edit the files, and run the operator's commands; legacy stays closed."""
     closing.check_stands(work, work.source, closing.moved(work))
+    begun_with = int(work.evidence("switch").get("commands", 0))
+    if begun_with and not work.options.after_switch:
+        raise SettingsError(
+            f"the switch was begun with {counted(begun_with, 'command')}, and none is given now",
+            "give --after-switch again; --after-switch true where it was done by hand",
+        )
     edits = planned_edits(work)
     files = [
         {"path": str(path), "copy": str(_copy(work, path))} for path in (p.absolute() for p in work.options.env_files)
@@ -81,7 +87,7 @@ def switched_at(work: Work) -> datetime | None:
 
 
 def run_commands(crew: Crew, commands: Sequence[str]) -> list[float]:
-    """Run each command by the shell, to its end; return how long each took. Raises RefusedError for one that fails."""
+    """Run each command by the shell, to its end; return how long each took. Raises PipelineError for one that fails."""
     return [crew.call(_run, crew, number, command) for number, command in enumerate(commands, 1)]
 
 
@@ -100,9 +106,9 @@ def _run(crew: Crew, number: int, command: str) -> float:
         if child.poll() is None:
             os.killpg(child.pid, signal.SIGTERM)
     if code:
-        raise RefusedError(
-            f"command {number} of --after-switch ended with {code}; the settings point to main",
-            "mend it and run the same cutover again, which goes on with the commands; or go back: pipeline rollback",
+        raise PipelineError(
+            f"command {number} of --after-switch ended with {code}; the settings are changed already",
+            "mend it and run the same command again, which goes on with these; pipeline status shows where it stands",
         )
     return round(clock() - started, 3)
 

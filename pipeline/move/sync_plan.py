@@ -10,6 +10,7 @@ from pipeline.check.pair import Pair, read_pair
 from pipeline.errors import RefusedError
 from pipeline.events import SyncPlanned
 from pipeline.ledger import runs
+from pipeline.ledger.cutovers import latest_cutover
 from pipeline.ledger.marks import written_sql
 from pipeline.ledger.passes import Pass
 from pipeline.ledger.quarantine import count_quarantine
@@ -48,6 +49,8 @@ def prepare_sync(crew: Crew, route: Route, options: SyncOptions, *, to_write: bo
         # What is only listed needs no books.
         has_ledger = not dry or has_passes(target)
         run, set_aside = _copy_run(target, route) if has_ledger else (None, False)
+        if to_write and not dry:
+            _refuse_left_behind(target, route)
         pair = read_pair(crew, source, target, route, to_write=to_write, set_aside=set_aside)
         if to_write and not dry:
             refuse_fenced_source(source, pair.source)
@@ -73,6 +76,18 @@ def _copy_run(target: Session, route: Route) -> tuple[runs.Run | None, bool]:
                 "run: pipeline copy, to its end",
             )
         return run, run is not None and count_quarantine(cursor, run.id) > 0
+
+
+def _refuse_left_behind(target: Session, route: Route) -> None:
+    """Raise RefusedError where the source was left for good: what was deleted on the target since would come back."""
+    with target.transaction(read_only=True, single=True) as cursor:
+        last = latest_cutover(cursor, route.table, "cutover")
+    if last is not None and last.outcome == "finalized" and (last.source_label, last.target_label) == route.labels:
+        raise RefusedError(
+            f"{route.source.name} was left for good by cutover {last.id}, at {last.ended:%Y-%m-%d %H:%M:%S}Z:"
+            " a sync from there would bring back what was deleted since",
+            "pipeline diff lists what differs; write what is wanted of it by hand",
+        )
 
 
 def _books(target: Session, route: Route, pair: Pair, run: runs.Run | None, *, dry: bool) -> runs.Run | None:

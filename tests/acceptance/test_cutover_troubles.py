@@ -8,7 +8,7 @@ import psycopg2
 import pytest
 
 from pipeline.demo.servers import Server
-from pipeline.errors import EXIT_DIFFERENCES, EXIT_ERROR, EXIT_OK, EXIT_REFUSED, EXIT_UNREACHABLE
+from pipeline.errors import EXIT_DIFFERENCES, EXIT_ERROR, EXIT_OK, EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_USAGE
 from tests.acceptance.test_copy import wait_until
 from tests.cutovers import BACK, Cutover, points_to
 from tests.support import Database
@@ -82,11 +82,13 @@ def test_way_back_is_asked_for_too(bench: Cutover) -> None:
 
 
 def test_command_that_fails_leaves_the_switch_and_is_gone_on_with(bench: Cutover) -> None:
-    said = bench.pipeline(*FAST, "--after-switch", "echo first", "--after-switch", "exit 3").expect(EXIT_REFUSED)
-    assert "command 2 of --after-switch ended with 3; the settings point to main" in said.err
+    said = bench.pipeline(*FAST, "--after-switch", "echo first", "--after-switch", "exit 3").expect(EXIT_ERROR)
+    assert "command 2 of --after-switch ended with 3; the settings are changed already" in said.err
     assert points_to(bench) == "main"
     write(bench.main, "UPDATE public.embeddings SET metadata = '{}' WHERE content = 'x'")
     assert "main is open, legacy is closed; switch comes next" in bench.pipeline("status").expect(EXIT_OK).out
+    forgotten = bench.pipeline(*FAST).expect(EXIT_USAGE)
+    assert "the switch was begun with 2 commands" in forgotten.err and "--after-switch" in forgotten.err
     done = bench.pipeline(*FAST, "--after-switch", "echo mended").expect(EXIT_OK)
     assert "mended\n" in done.err and "first" not in done.err
     # The time until the files pointed to main, not until somebody had mended a command.

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pipeline.demo.servers import Server
-from pipeline.errors import EXIT_OK, EXIT_REFUSED
+from pipeline.errors import EXIT_DIFFERENCES, EXIT_OK, EXIT_REFUSED
 from tests.cutovers import BACK, Cutover, points_to
 from tests.data import content
 from tests.fences import objects
@@ -76,6 +76,9 @@ def test_legacy_is_as_it_was_before_the_project_but_for_its_rows(make: Make) -> 
     for attempt in (FAST, ("cutover", "--rehearse", "--yes", "--skip-backup")):
         said = bench.pipeline(*attempt).expect(EXIT_REFUSED)
         assert "already: there is nothing to switch" in said.err
+    said = bench.pipeline("sync").expect(EXIT_REFUSED)
+    assert "was left for good by cutover" in said.err and "would bring back what was deleted" in said.err
+    bench.pipeline("sync", "--dry-run").expect(EXIT_DIFFERENCES)
     assert content(bench.main) == on_main
     write(bench.main)
 
