@@ -13,6 +13,7 @@ from pipeline.check.finding import Base, touched_keys
 from pipeline.check.pair import read_pair
 from pipeline.cutover import closing, switching
 from pipeline.cutover.engine import find_under_way, open_work, run_of, take_step, was_guarded
+from pipeline.cutover.envfile import plan_switch
 from pipeline.cutover.envrestore import plan_restore
 from pipeline.cutover.envwrite import apply_edit
 from pipeline.cutover.forward import bring, compare, refuse_differences, summaries
@@ -191,6 +192,11 @@ def _restore(work: Work) -> Deed:
             edit = plan_restore(path, copy, work.settings)
             apply_edit(edit, None)
             changed[str(path)] = list(edit.changes)
+        elif not plan_switch(path, work.settings, with_mock_line=False).changed:
+            raise RefusedError(
+                f"{path} points to main, and its copy {copy} is gone",
+                "give PGVECTOR_* the values of LEGACY_* by hand, take LEGACY_* out, and run this again",
+            )
     yield from ()
     files = ", ".join(Path(path).name for path in changed)
     return {"changed": changed}, f"{files} as before the switch" if files else "no file had been changed"

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +50,25 @@ def switch(work: Work) -> Deed:
     for edit in edits:
         # The first one was planned before; a file that was switched already has no copy to be made.
         apply_edit(edit, _copy(work, edit.shown) if edit.changed else None)
-    at = work.now()
-    began = fenced_at(work)
-    held = None if began is None else (at - began).total_seconds()
-    work.intend("switch", {"switched_at": at.isoformat(), "fence_seconds": held})
+    held = _note_the_switch(work, edits)
     commands = run_commands(work.crew, work.options.after_switch)
     changed = {str(edit.shown): list(edit.changes) for edit in edits}
     evidence = {"opened": opened, "changed": changed, "command_seconds": commands}
     names = ", ".join(str(edit.shown) for edit in edits)
     ran = f"; {counted(len(commands), 'command')} run" if commands else ""
     return evidence, f"{names} {'points' if len(edits) == 1 else 'point'} to main{ran}; fence held for {span(held)}"
+
+
+def _note_the_switch(work: Work, edits: Sequence[EnvEdit]) -> float | None:
+    """Write down when the files pointed to main, the first time; return for how long no side took writes by then."""
+    before = work.evidence("switch")
+    if "switched_at" not in before or any(edit.changed for edit in edits):
+        began, at = fenced_at(work), work.now()
+        held = None if began is None else (at - began).total_seconds()
+        work.intend("switch", {"switched_at": at.isoformat(), "fence_seconds": held})
+        return held
+    found = before["fence_seconds"]
+    return None if found is None else float(found)
 
 
 def planned_edits(work: Work) -> list[EnvEdit]:
@@ -78,12 +86,6 @@ def _copy(work: Work, path: Path) -> Path:
 def span(seconds: float | None) -> str:
     """Return a time in words, to the hundredth of a second."""
     return "a time that is not known" if seconds is None else f"{seconds:.2f} s"
-
-
-def switched_at(work: Work) -> datetime | None:
-    """Return when the files pointed to main, None where they did not."""
-    at = work.evidence("switch").get("switched_at")
-    return None if at is None else datetime.fromisoformat(str(at))
 
 
 def run_commands(crew: Crew, commands: Sequence[str]) -> list[float]:
@@ -173,11 +175,6 @@ def new_settings(work: Work) -> Settings:
             "look at the files with pipeline settings --env-file; to go back: pipeline rollback",
         )
     return found
-
-
-def is_switched(work: Work) -> bool:
-    """Return whether every file points to main by now."""
-    return all(not edit.changed for edit in planned_edits(work))
 
 
 def switched_files(evidence: Mapping[str, Any]) -> Iterator[tuple[Path, Path]]:

@@ -16,6 +16,7 @@ from tests.switches import (
     FAST,
     Make,
     answered,
+    copies,
     done_steps,
     ended,
     evidence,
@@ -225,3 +226,15 @@ def test_slow_main_fails_the_watch(bench: Cutover) -> None:
             connection.rollback()
     said = ended(process).expect(EXIT_DIFFERENCES)
     assert "95 of 100 searches on main take up to" in said.err and "up to 50 ms are allowed" in said.err
+
+
+def test_way_back_without_the_copy_of_the_settings_asks_for_a_hand(bench: Cutover) -> None:
+    before = bench.env_file.read_bytes()
+    bench.pipeline(*FAST).expect(EXIT_OK)
+    (copy,) = copies(bench.folder)
+    copy.unlink()
+    said = bench.pipeline(*BACK).expect(EXIT_REFUSED)
+    assert "points to main, and its copy" in said.err and "by hand" in said.err
+    bench.env_file.write_bytes(before)
+    bench.pipeline(*BACK).expect(EXIT_OK)
+    assert (points_to(bench), bench.env_file.read_bytes()) == ("legacy", before)
