@@ -48,6 +48,8 @@ LIMITS = {
     "sync of 5 changed rows to comparing all",
     "verify --incremental after it to comparing all",
     "sync --deep of 5 changed rows to comparing all",
+    "fence held, 5 late changes",
+    "fence held, 5 late changes, to comparing all",
     "changed rows that a sync brings, of 50",
     "peak memory of verify, every row different",
 }

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 
 from pipeline.demo.servers import Server
-from pipeline.errors import EXIT_OK, EXIT_REFUSED
+from pipeline.errors import EXIT_ERROR, EXIT_OK
 from tests.acceptance.test_secrets import EMBEDDINGS, arguments_of_all_processes, hidden, ledger
 from tests.cutovers import BACK, EXECUTE, Cutover, new_cutover
 from tests.support import CANARY, Database, Outcome
@@ -63,7 +63,7 @@ def test_cutover_and_its_way_back_show_no_secret(bench: Cutover) -> None:
         # What was there is dumped once more, by a process whose arguments are seen.
         process = started(bench, *EXECUTE, "--min-free", "0", "--after-switch", "exit 1")
         out, err = process.communicate(timeout=60)
-        told.append(Outcome(code=process.returncode, out=out, err=err).expect(EXIT_REFUSED))
+        told.append(Outcome(code=process.returncode, out=out, err=err).expect(EXIT_ERROR))
         run(*EXECUTE, "--after-switch", "true", "--json")
         run("status", "--json")
         run("rollback")

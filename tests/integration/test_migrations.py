@@ -31,7 +31,9 @@ ADVISORY_LOCK = 0x706970656C696E65
 LANGCHAIN = """CREATE TABLE embeddings ("id" uuid NOT NULL DEFAULT {} PRIMARY KEY,
     "content" text, "metadata" jsonb, "embedding" vector(768))"""
 ROW = "INSERT INTO embeddings (content, embedding) SELECT 'a text', array_fill(0.1, ARRAY[768])::vector"
-LEDGER = {"run", "slice", "deferred_index", "quarantine", "verdict", "baseline", "step", "pass", "comparison"}
+LEDGER = {
+    *("run", "slice", "deferred_index", "quarantine", "verdict", "baseline", "step", "pass", "comparison", "cutover")
+}
 RELATIONS = """SELECT n.nspname, c.relname, c.relkind::text, c.oid FROM pg_class c JOIN pg_namespace n
     ON n.oid = c.relnamespace WHERE n.nspname !~ '^(pg_|information_schema)' ORDER BY c.oid"""
 RUN = """INSERT INTO pipeline.run (source_label, target_label, source_system, source_database, source_schema,
