@@ -1,8 +1,9 @@
 """Before a sync: both tables, the run that keeps its books, and where both sides were last known to be equal."""
 
 from dataclasses import dataclass
+from functools import partial
 
-from pipeline.check.before import has_passes, pass_before
+from pipeline.check.before import has_passes, later_pass, pass_on_source, pass_on_target
 from pipeline.check.changes import Look
 from pipeline.check.finding import Base, can_be_touched, still_holds
 from pipeline.check.gate import refuse_fenced_source
@@ -18,7 +19,7 @@ from pipeline.move.lease import LEASE, RUN
 from pipeline.move.reconcile import Policy
 from pipeline.options import SyncOptions
 from pipeline.postgres.crew import Crew
-from pipeline.postgres.database import Session
+from pipeline.postgres.database import Cursor, Session
 from pipeline.settings import Route
 
 
@@ -43,32 +44,42 @@ class SyncJob:
 
 def prepare_sync(crew: Crew, route: Route, options: SyncOptions, *, to_write: bool, dry: bool = False) -> SyncJob:
     """Read both tables and the ledger; record the run that keeps the books of a first sync, unless it is a dry one."""
-    if to_write and not dry:
+    writes = to_write and not dry
+    if writes:
         crew.warm((route.target, LEASE), (route.source, RUN), (route.target, RUN))
     with crew.together((route.source, RUN), (route.target, RUN)) as (source, target):
         # What is only listed needs no books.
         has_ledger = not dry or has_passes(target)
-        run, set_aside = _copy_run(target, route) if has_ledger else (None, False)
-        if to_write and not dry:
-            _refuse_left_behind(target, route)
+        (run, set_aside), kept_there = crew.beside(
+            partial(_copy_run, target, route, writes=writes) if has_ledger else lambda: (None, False),
+            partial(has_passes, source),
+        )
         pair = read_pair(crew, source, target, route, to_write=to_write, set_aside=set_aside)
-        if to_write and not dry:
-            refuse_fenced_source(source, pair.source)
+
+        def ask_source() -> Pass | None:
+            if writes:
+                refuse_fenced_source(source, pair.source)
+            return pass_on_source(source, route.table, pair) if kept_there else None
+
+        def ask_target() -> Pass | None:
+            return pass_on_target(target, route.table, pair) if has_ledger else None
+
+        there, here = crew.beside(ask_source, ask_target)
         if has_ledger:
             run = _books(target, route, pair, run, dry=dry)
-        before = None
-        if can_be_touched(pair):
-            before = pass_before(source, target if has_ledger else None, route.table, pair)
+        before = later_pass(here, there) if can_be_touched(pair) else None
         if before is not None and not still_holds(pair, before.source_horizon, before.target_horizon):
             before = None
     base = None if options.deep else _base(before, run)
     return SyncJob(route=route, pair=pair, run=run, base=base, before=before)
 
 
-def _copy_run(target: Session, route: Route) -> tuple[runs.Run | None, bool]:
+def _copy_run(target: Session, route: Route, *, writes: bool) -> tuple[runs.Run | None, bool]:
     """Return the copy that filled the table, and whether it set rows aside. Raises RefusedError for one under way."""
     runs.check_revision(target)
     with target.transaction(read_only=True) as cursor:
+        if writes:
+            _refuse_left_behind(cursor, route)
         run = runs.latest_run(cursor, route.table)
         if run is not None and run.finished is None:
             raise RefusedError(
@@ -78,10 +89,9 @@ def _copy_run(target: Session, route: Route) -> tuple[runs.Run | None, bool]:
         return run, run is not None and count_quarantine(cursor, run.id) > 0
 
 
-def _refuse_left_behind(target: Session, route: Route) -> None:
+def _refuse_left_behind(cursor: Cursor, route: Route) -> None:
     """Raise RefusedError where the source was left for good: what was deleted on the target since would come back."""
-    with target.transaction(read_only=True, single=True) as cursor:
-        last = latest_cutover(cursor, route.table, "cutover")
+    last = latest_cutover(cursor, route.table, "cutover")
     if last is not None and last.outcome == "finalized" and (last.source_label, last.target_label) == route.labels:
         raise RefusedError(
             f"{route.source.name} was left for good by cutover {last.id}, at {last.ended:%Y-%m-%d %H:%M:%S}Z:"
