@@ -72,7 +72,7 @@ def check_readiness(
     if not has_revisions:
         seen.warn(
             "the revisions that make a ledger are not beside this program, and a rollback needs one on legacy",
-            "run the cutover from the checkout; or, with PGVECTOR_* as DB_*: alembic -x adopt=yes upgrade head",
+            "install it from a wheel or run it from its checkout, so that they are there",
         )
     _look_at_files(settings, options, seen)
     _look_where_it_points(settings, route, seen)

@@ -229,7 +229,9 @@ def _alembic_ini() -> Path:
 
 def _farewell(folder: Path, seconds: float) -> Iterator[Line]:
     yield Line(text=f"Done in {seconds:.0f} s; the servers keep running. Try the commands by hand:", heading=True)
-    yield Line(text=f"set -a; . {folder}/.env; set +a")
+    # Not loaded into the shell: the environment would go before the file that the cutover edits.
+    yield Line(text=f"cd {folder}")
     yield Line(text="pipeline status")
+    yield Line(text="pipeline cutover")
     yield Line(text="")
     yield Line(text="pipeline demo --stop ends and removes everything.")
