@@ -177,11 +177,10 @@ class CloseLook:
 def look_closely(session: Session, table: Table, since: int, but: sql.Composable | None = None) -> CloseLook:
     """Do by one scan what ``look``, ``key_sums`` and ``changed_keys`` do by three; arguments and errors as there.
 
-    Of a large table the keys do not come with it, and it is scanned twice: the server would have to collect
-    them in its memory.
+    Of a large table the keys do not come with it: the server would have to collect them in its memory.
     """
     if table.rows_estimate > COLLECTED_ROWS:
-        return CloseLook(look=look(session, table, since, but), sums=key_sums(session, table), keys=None)
+        return _look_without_keys(session, table, since, but)
     horizon = horizon_sql(session.version)
     # Of few rows more is asked than key and count: each filter would cost all the others something.
     of_changed = sql.SQL(", ").join(
@@ -224,6 +223,45 @@ def look_closely(session: Session, table: Table, since: int, but: sql.Composable
         ),
         sums=BucketMap(buckets={bucket: (rows, 0, int(total)) for bucket, rows, total, _ in buckets}),
         keys=tuple(key for _, key in foreign),
+    )
+
+
+def _look_without_keys(session: Session, table: Table, since: int, but: sql.Composable | None) -> CloseLook:
+    horizon = horizon_sql(session.version)
+    recent = _since_sql(_xid_sql(horizon))
+    changed = _since_sql(sql.SQL("(SELECT {})").format(sql.Literal(str(since % 2**32))))
+    query = sql.SQL(
+        "SELECT m.horizon, m.now, q.* FROM (SELECT ({horizon}), ({now})) AS m (horizon, now) LEFT JOIN"
+        " (SELECT {hash} & {mask}, pg_catalog.count(*), pg_catalog.sum({hash}),"
+        " pg_catalog.count(*) FILTER (WHERE {recent}), pg_catalog.sum({version}) FILTER (WHERE {recent}),"
+        " pg_catalog.count(*) FILTER (WHERE {changed}), pg_catalog.sum({version}) FILTER (WHERE {changed})"
+        " FROM {table} GROUP BY 1) q ON true"
+    ).format(
+        horizon=sql.SQL(horizon),
+        now=sql.SQL(_now_sql(session.version)),
+        hash=key_hash_sql(table),
+        mask=sql.Literal(BUCKETS - 1),
+        version=_version_sql(table),
+        recent=recent,
+        changed=changed if but is None else sql.SQL("{} AND NOT ({})").format(changed, but),
+        table=table.scanned,
+    )
+    found = session.rows(_IN_MEMORY + query)
+    here, there = found[0][:2]
+    _check_age(session, there, since)
+    buckets = [row[2:] for row in found if row[2] is not None]
+    return CloseLook(
+        look=Look(
+            horizon=here,
+            timeline=table.timeline,
+            rows=sum(rows for _, rows, *_ in buckets),
+            recent=sum(row[3] for row in buckets),
+            recent_sum=sum(int(row[4] or 0) for row in buckets),
+            changed=sum(row[5] for row in buckets),
+            changed_sum=sum(int(row[6] or 0) for row in buckets),
+        ),
+        sums=BucketMap(buckets={bucket: (rows, 0, int(total)) for bucket, rows, total, *_ in buckets}),
+        keys=None,
     )
 
 

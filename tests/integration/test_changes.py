@@ -1,10 +1,13 @@
 """The changed-since pass finds what a horizon cannot have seen, and key sums find deletes."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
+from psycopg2 import sql
 
-from pipeline.check.changes import changed_keys, key_sums, look
+from pipeline.check import changes
+from pipeline.check.changes import changed_keys, key_sums, look, look_closely
 from pipeline.check.differences import open_buckets
 from pipeline.endpoints import Endpoint, Secret
 from pipeline.errors import StatementError
@@ -140,3 +143,31 @@ def test_one_scan_counts_rows_and_changes(legacy: Database, side: tuple[Session,
     legacy.execute("UPDATE public.embeddings SET content = 'x' WHERE id = %s", key(legacy, 1))
     legacy.execute("DELETE FROM public.embeddings WHERE id = %s", key(legacy, 2))
     assert counts(*side, since) == (499, 1)
+
+
+def test_large_table_is_looked_at_as_closely_without_its_keys(
+    legacy: Database, side: tuple[Session, Table], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with legacy.connect() as open_one, open_one.cursor() as cursor:
+        # While it is open, what others have just written is recent.
+        cursor.execute("SELECT pg_current_xact_id()")
+        since = now(side[0])
+        legacy.execute("UPDATE public.embeddings SET content = 'x' WHERE id = %s", key(legacy, 1))
+        legacy.execute("DELETE FROM public.embeddings WHERE id = %s", key(legacy, 2))
+        legacy.execute("INSERT INTO public.embeddings (id, content) VALUES (%s, 'ours')", key(legacy, 9002))
+        for but, expected in ((None, {1, 9002}), (sql.SQL("r.content = 'ours'"), {1})):
+            closely = look_closely(*side, since, but)
+            assert {one for (one,) in closely.keys or ()} == {key(legacy, number) for number in expected}
+            monkeypatch.setattr(changes, "COLLECTED_ROWS", -2)
+            without = look_closely(*side, since, but)
+            monkeypatch.undo()
+            assert (without.look, without.sums, without.keys) == (closely.look, closely.sums, None)
+            assert (without.look.rows, without.look.recent, without.look.changed) == (500, 2, len(expected))
+            plain = look(*side, since, but)
+            assert replace(plain, files=()) == without.look
+            assert key_sums(*side) == without.sums
+    open_one.close()
+    legacy.execute("TRUNCATE public.embeddings")
+    monkeypatch.setattr(changes, "COLLECTED_ROWS", -2)
+    empty = look_closely(*side, since)
+    assert (empty.look.rows, empty.look.changed, empty.look.changed_sum) == (0, 0, 0)
