@@ -80,6 +80,12 @@ class Endpoint:
         return f"{self.user}@{host}:{self.port}/{self.database}"
 
     @property
+    def place(self) -> tuple[str, int, str]:
+        """Return where the database is, whoever asks for it; this machine has several names."""
+        host = self.host if self.host.startswith(("/", "@")) else _folded(self.host)
+        return host, self.port, self.database
+
+    @property
     def is_local(self) -> bool:
         """Return whether the host is a Unix socket or a loopback address."""
         if self.host.startswith(("/", "@")) or self.host == "localhost":
@@ -88,6 +94,15 @@ class Endpoint:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+
+def _folded(host: str) -> str:
+    name = host.lower().rstrip(".")
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return name
+    return "localhost" if address.is_loopback else str(address)
 
 
 def check_pass(through: str) -> None:

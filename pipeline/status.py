@@ -204,7 +204,9 @@ def _cutover(cursor: Cursor, table: TableMapping) -> CutoverState | None:
                 summary=str(record.evidence.get("summary", "")),
                 at=record.undone or record.done or record.intent,
             )
-            for record in sorted(records.values(), key=lambda one: STEPS.index(one.name) if one.name in STEPS else 99)
+            for record in sorted(
+                records.values(), key=lambda one: STEPS.index(one.name) if one.name in STEPS else len(STEPS)
+            )
         ),
         next_step=left[0] if left and found.ended is None and found.back is None else None,
     )

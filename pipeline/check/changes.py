@@ -181,33 +181,17 @@ def look_closely(session: Session, table: Table, since: int, but: sql.Composable
     """
     if table.rows_estimate > COLLECTED_ROWS:
         return _look_without_keys(session, table, since, but)
-    horizon = horizon_sql(session.version)
     # Of few rows more is asked than key and count: each filter would cost all the others something.
     of_changed = sql.SQL(", ").join(
         [
             sql.SQL("{}::pg_catalog.text").format(_version_sql(table)),
-            sql.SQL("({})::pg_catalog.text").format(_since_sql(_xid_sql(horizon))),
+            sql.SQL("({})::pg_catalog.text").format(_since_sql(_xid_sql(horizon_sql(session.version)))),
             sql.SQL("({})::pg_catalog.text").format(sql.SQL("false") if but is None else but),
             key_texts_sql(table),
         ]
     )
-    query = sql.SQL(
-        "SELECT m.horizon, m.now, q.* FROM (SELECT ({horizon}), ({now})) AS m (horizon, now) LEFT JOIN"
-        " (SELECT {hash} & {mask}, pg_catalog.count(*), pg_catalog.sum({hash}),"
-        " pg_catalog.array_agg(ARRAY[{of_changed}]) FILTER (WHERE {changed}) FROM {table} GROUP BY 1) q ON true"
-    ).format(
-        horizon=sql.SQL(horizon),
-        now=sql.SQL(_now_sql(session.version)),
-        hash=key_hash_sql(table),
-        mask=sql.Literal(BUCKETS - 1),
-        of_changed=of_changed,
-        changed=_since_sql(sql.SQL("(SELECT {})").format(sql.Literal(str(since % 2**32)))),
-        table=table.scanned,
-    )
-    found = session.rows(_IN_MEMORY + query)
-    here, there = found[0][:2]
-    _check_age(session, there, since)
-    buckets = [row[2:] for row in found if row[2] is not None]
+    collected = sql.SQL("pg_catalog.array_agg(ARRAY[{}]) FILTER (WHERE {})").format(of_changed, _changed_sql(since))
+    here, buckets = _by_bucket(session, table, since, collected)
     changed = [one for *_, rows in buckets for one in rows or ()]
     recent = [int(version) for version, is_recent, *_ in changed if is_recent == "true"]
     foreign = [(int(version), tuple(key)) for version, _, is_left_out, *key in changed if is_left_out != "true"]
@@ -227,29 +211,16 @@ def look_closely(session: Session, table: Table, since: int, but: sql.Composable
 
 
 def _look_without_keys(session: Session, table: Table, since: int, but: sql.Composable | None) -> CloseLook:
-    horizon = horizon_sql(session.version)
-    recent = _since_sql(_xid_sql(horizon))
-    changed = _since_sql(sql.SQL("(SELECT {})").format(sql.Literal(str(since % 2**32))))
-    query = sql.SQL(
-        "SELECT m.horizon, m.now, q.* FROM (SELECT ({horizon}), ({now})) AS m (horizon, now) LEFT JOIN"
-        " (SELECT {hash} & {mask}, pg_catalog.count(*), pg_catalog.sum({hash}),"
-        " pg_catalog.count(*) FILTER (WHERE {recent}), pg_catalog.sum({version}) FILTER (WHERE {recent}),"
+    changed = _changed_sql(since)
+    counted = sql.SQL(
+        "pg_catalog.count(*) FILTER (WHERE {recent}), pg_catalog.sum({version}) FILTER (WHERE {recent}),"
         " pg_catalog.count(*) FILTER (WHERE {changed}), pg_catalog.sum({version}) FILTER (WHERE {changed})"
-        " FROM {table} GROUP BY 1) q ON true"
     ).format(
-        horizon=sql.SQL(horizon),
-        now=sql.SQL(_now_sql(session.version)),
-        hash=key_hash_sql(table),
-        mask=sql.Literal(BUCKETS - 1),
         version=_version_sql(table),
-        recent=recent,
+        recent=_since_sql(_xid_sql(horizon_sql(session.version))),
         changed=changed if but is None else sql.SQL("{} AND NOT ({})").format(changed, but),
-        table=table.scanned,
     )
-    found = session.rows(_IN_MEMORY + query)
-    here, there = found[0][:2]
-    _check_age(session, there, since)
-    buckets = [row[2:] for row in found if row[2] is not None]
+    here, buckets = _by_bucket(session, table, since, counted)
     return CloseLook(
         look=Look(
             horizon=here,
@@ -263,6 +234,30 @@ def _look_without_keys(session: Session, table: Table, since: int, but: sql.Comp
         sums=BucketMap(buckets={bucket: (rows, 0, int(total)) for bucket, rows, total, *_ in buckets}),
         keys=None,
     )
+
+
+def _by_bucket(session: Session, table: Table, since: int, more: sql.Composable) -> tuple[int, list[tuple[Any, ...]]]:
+    """Return the horizon, and of each bucket number, rows, sum of the key hashes, and ``more``; in one snapshot."""
+    query = sql.SQL(
+        "SELECT m.horizon, m.now, q.* FROM (SELECT ({horizon}), ({now})) AS m (horizon, now) LEFT JOIN"
+        " (SELECT {hash} & {mask}, pg_catalog.count(*), pg_catalog.sum({hash}), {more} FROM {table} GROUP BY 1) q"
+        " ON true"
+    ).format(
+        horizon=sql.SQL(horizon_sql(session.version)),
+        now=sql.SQL(_now_sql(session.version)),
+        hash=key_hash_sql(table),
+        mask=sql.Literal(BUCKETS - 1),
+        more=more,
+        table=table.scanned,
+    )
+    found = session.rows(_IN_MEMORY + query)
+    here, there = found[0][:2]
+    _check_age(session, there, since)
+    return here, [row[2:] for row in found if row[2] is not None]
+
+
+def _changed_sql(since: int) -> sql.Composable:
+    return _since_sql(sql.SQL("(SELECT {})").format(sql.Literal(str(since % 2**32))))
 
 
 def _xid_sql(horizon: str) -> sql.Composable:

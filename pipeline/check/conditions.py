@@ -119,7 +119,7 @@ def check_conditions(conditions: Conditions) -> tuple[Finding, ...]:
         *_check_transport(conditions),
         *_check_defaults(conditions),
         *_check_encoding(conditions),
-        *_check_transactions(conditions),
+        *check_transactions(conditions),
     )
 
 
@@ -212,7 +212,8 @@ def _check_encoding(conditions: Conditions) -> list[Finding]:
     ]
 
 
-def _check_transactions(conditions: Conditions) -> list[Finding]:
+def check_transactions(conditions: Conditions) -> list[Finding]:
+    """Judge the transactions of others that have been open for long, and prepared ones; no query."""
     name, found = conditions.endpoint.name, []
     hint = f"see in pg_stat_activity on {name} what it is; end it, or wait: the copy cannot settle what it still holds"
     for one in conditions.transactions[:LISTED_TRANSACTIONS]:

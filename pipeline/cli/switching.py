@@ -243,7 +243,7 @@ def cutover(
     yes: bool,
     min_free: float,
     as_json: bool,
-    **chosen: object,
+    **chosen: Any,
 ) -> None:
     """Switch the application from legacy to main, step by step; without --execute, show the plan.
 
@@ -266,7 +266,7 @@ def cutover(
         env_files=files,
         free_bytes=int(min_free * 2**30),
         until=until,
-        **chosen,  # type: ignore[arg-type]
+        **chosen,
     )
     if not (execute or rehearse):
         _show(outline_cutover(route, wanted), as_json)
@@ -304,7 +304,7 @@ def cutover(
 @_fence_wait
 @_owner_wait
 @json_option
-def rollback(env_files: tuple[Path, ...], execute: bool, yes: bool, as_json: bool, **chosen: object) -> None:
+def rollback(env_files: tuple[Path, ...], execute: bool, yes: bool, as_json: bool, **chosen: Any) -> None:
     """Go back to legacy, from any step of a cutover; without --execute, show the plan.
 
     After the switch, main is closed first, and what was written there is brought to legacy and compared; then
@@ -315,7 +315,7 @@ def rollback(env_files: tuple[Path, ...], execute: bool, yes: bool, as_json: boo
 
     files = _files(env_files)
     settings, route = _load(files)
-    wanted = options.CutoverOptions(env_files=files, **chosen)  # type: ignore[arg-type]
+    wanted = options.CutoverOptions(env_files=files, **chosen)
     plan = outline_rollback(route, wanted)
     if not execute:
         _show(plan, as_json)
@@ -330,7 +330,7 @@ def rollback(env_files: tuple[Path, ...], execute: bool, yes: bool, as_json: boo
 @_yes
 @_owner_wait
 @json_option
-def finalize(env_files: tuple[Path, ...], yes: bool, as_json: bool, **chosen: object) -> None:
+def finalize(env_files: tuple[Path, ...], yes: bool, as_json: bool, **chosen: Any) -> None:
     """End the possibility of a rollback, and remove the pipeline's own objects from legacy.
 
     Legacy's table keeps its rows, and takes writes again. After a rollback, main's table is opened.
@@ -339,6 +339,6 @@ def finalize(env_files: tuple[Path, ...], yes: bool, as_json: bool, **chosen: ob
 
     files = _files(env_files)
     settings, route = _load(files)
-    wanted = options.CutoverOptions(env_files=files, **chosen)  # type: ignore[arg-type]
+    wanted = options.CutoverOptions(env_files=files, **chosen)
     _confirm(route, yes, f"after this, no pipeline rollback takes {route.table.qualified} back to legacy")
     _run(end(route, settings, wanted, _tools()), as_json)

@@ -1,12 +1,13 @@
 """Before a cutover: everything that could stop it on its way, found while nothing has been written."""
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from pipeline.check.before import pass_before
-from pipeline.check.conditions import check_conditions, read_conditions
+from pipeline.check.conditions import check_transactions, read_conditions
 from pipeline.check.finding import still_holds
 from pipeline.check.footing import check_footings
 from pipeline.check.pair import read_pair
@@ -38,6 +39,8 @@ RENEWED = ("counts", "digests")
 # A copy's sessions, the lease's, and those of the proof: as many as two workers need.
 SESSIONS_FOR_WORKERS = 2
 OLD_TRANSACTION_SECONDS = 60.0
+# A table, and one that is divided; what is written through a view is written elsewhere.
+FENCEABLE = ("r", "p")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,7 +83,7 @@ def check_readiness(
         crew.call(_look_at_backup, crew, route, options, seen)
     refuse_if_needed(tuple(seen.findings))
     application = yield from _check_application(crew, route, options, seen)
-    lag = yield from _measure_lag(crew, route, options, seen)
+    lag = _measure_lag(route, options, seen)
     refuse_if_needed(tuple(seen.findings))
     for one in seen.findings:
         yield Warned(fact=one.fact, hint=one.hint)
@@ -100,7 +103,7 @@ def _look_at_servers(crew: Crew, route: Route, seen: _Seen) -> None:
     with crew.together((route.source, PURPOSE), (route.target, PURPOSE)) as (source, target):
         conditions = [read_conditions(session, OLD_TRANSACTION_SECONDS) for session in (source, target)]
         for one in conditions:
-            seen.findings += [f for f in check_conditions(one) if f.severity == "warn" and "transaction" in f.fact]
+            seen.findings += [finding for finding in check_transactions(one) if finding.severity == "warn"]
         seen.findings += [
             f
             for f in check_footings(conditions[0].footing, conditions[1].footing, workers=SESSIONS_FOR_WORKERS)
@@ -122,6 +125,9 @@ def _look_at_servers(crew: Crew, route: Route, seen: _Seen) -> None:
             (route.source.name, source, pair.source),
             (route.target.name, target, pair.target),
         ):
+            if table.kind not in FENCEABLE:
+                # Refused above, with what to do instead.
+                continue
             try:
                 missing = rights_missing(session, table)
             except RefusedError as error:
@@ -134,7 +140,7 @@ def _look_at_servers(crew: Crew, route: Route, seen: _Seen) -> None:
 
 
 def _check_kind(name: str, table: Table, seen: _Seen) -> None:
-    if table.kind not in ("r", "p"):
+    if table.kind not in FENCEABLE:
         seen.refuse(
             f"{name}'s {table.qualified} is {KINDS[table.kind]}: what is written to the tables below it cannot be"
             " refused there",
@@ -237,7 +243,7 @@ def _look_where_it_points(settings: Settings, route: Route, seen: _Seen) -> None
         seen.error(error)
         return
     main = route.target
-    if (there.host, there.port, there.database) == (main.host, main.port, main.database):
+    if there.place == main.place:
         seen.refuse(
             f"PGVECTOR_* is {main.label} already: there is nothing to switch",
             "pipeline status shows the last cutover; to begin anew, let PGVECTOR_* be legacy again",
@@ -268,14 +274,11 @@ def _check_application(
     return {"verdict": check.verdict, "summary": check.summary}
 
 
-def _measure_lag(crew: Crew, route: Route, options: CutoverOptions, seen: _Seen) -> Generator[Event, None, int]:
+def _measure_lag(route: Route, options: CutoverOptions, seen: _Seen) -> int:
     """Count the rows that differ by now, of those that were written since both sides were equal."""
-    found: list[SyncDone] = []
-    for _ in keep(
-        list_differences(route, SyncOptions(settle_seconds=0.0, delete_equal=True), for_sync=True), SyncDone, found
-    ):
-        pass
-    (done,) = found
+    wanted = SyncOptions(settle_seconds=0.0, delete_equal=True)
+    with closing(list_differences(route, wanted, for_sync=True)) as events:
+        (done,) = (event for event in events if isinstance(event, SyncDone))
     if done.touched > options.max_lag_rows:
         seen.refuse(
             f"{counted(done.touched, 'row')} differ, written since the last sync; {options.max_lag_rows:,} may",
@@ -286,7 +289,6 @@ def _measure_lag(crew: Crew, route: Route, options: CutoverOptions, seen: _Seen)
             f"{counted(done.kept, 'row')} of main were written by somebody else, and a sync would leave them alone",
             "pipeline sync --dry-run lists them; then choose --on-conflict or --delete, and run this again",
         )
-    yield from ()
     return done.touched
 
 

@@ -169,7 +169,7 @@ def new_settings(work: Work) -> Settings:
             "what is set in this environment has to be set for the application too; then run this again",
         ) from error
     here = work.route.target
-    if (there.host, there.port, there.database) != (here.host, here.port, here.database):
+    if there.place != here.place:
         raise RefusedError(
             f"by the files alone the application searches at {there.label}, main is {here.label}",
             "look at the files with pipeline settings --env-file; to go back: pipeline rollback",

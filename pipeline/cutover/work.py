@@ -14,7 +14,6 @@ from pipeline.move.lease import Lease
 from pipeline.options import CutoverOptions
 from pipeline.postgres.crew import Crew
 from pipeline.postgres.database import Cursor, Session
-from pipeline.postgres.tables import Table, describe
 from pipeline.settings import Route, Settings, TableMapping
 
 E = TypeVar("E", bound=Event)
@@ -125,15 +124,6 @@ class Work:
                 ((now,),) = session.rows("SELECT pg_catalog.clock_timestamp()")
             assert isinstance(now, datetime)
             return now
-
-        return self.crew.call(work)
-
-    def tables(self) -> tuple[Table, Table]:
-        """Return both tables, as they are now."""
-
-        def work() -> tuple[Table, Table]:
-            with self.crew.together((self.source, PURPOSE), (self.target, PURPOSE)) as (source, target):
-                return describe(source, self.route.table), describe(target, self.route.table)
 
         return self.crew.call(work)
 

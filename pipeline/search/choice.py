@@ -1,6 +1,5 @@
 """The one place that chooses between the repository and its mock, and tells what the settings choose."""
 
-import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -8,7 +7,6 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from pipeline.endpoints import Endpoint, endpoint_from_variables
 from pipeline.errors import SettingsError
 from pipeline.search.embedders import Embedder, OllamaEmbedder
 from pipeline.search.mock import MockEmbeddingRepository, mock_origin, mock_value
@@ -91,14 +89,14 @@ def read_choice(settings: Settings) -> Choice:
 def _points_to(settings: Settings) -> tuple[PointsTo, str | None, str | None]:
     """Tell main from legacy as the application sees them: after the switch ``PGVECTOR_*`` are main's values."""
     try:
-        points = endpoint_from_variables(settings.values, "PGVECTOR_*", "PGVECTOR", "PGVECTOR_DB")
+        points = settings.application()
     except SettingsError as error:
         return "unknown", None, error.fact
     try:
         main = settings.endpoint("main")
     except SettingsError as error:
         return "unknown", points.label, error.fact
-    if _place(points) == _place(main):
+    if points.place == main.place:
         return "main", points.label, None
     if settings.legacy_prefix == "PGVECTOR":
         return "legacy", points.label, None
@@ -106,19 +104,4 @@ def _points_to(settings: Settings) -> tuple[PointsTo, str | None, str | None]:
         legacy = settings.endpoint("legacy")
     except SettingsError as error:
         return "unknown", points.label, error.fact
-    return "legacy" if _place(points) == _place(legacy) else "elsewhere", points.label, None
-
-
-def _place(endpoint: Endpoint) -> tuple[str, int, str]:
-    """Return where a database is, whoever asks for it; this machine has several names."""
-    host = endpoint.host if endpoint.host.startswith(("/", "@")) else _folded(endpoint.host)
-    return host, endpoint.port, endpoint.database
-
-
-def _folded(host: str) -> str:
-    name = host.lower().rstrip(".")
-    try:
-        address = ipaddress.ip_address(name)
-    except ValueError:
-        return name
-    return "localhost" if address.is_loopback else str(address)
+    return "legacy" if points.place == legacy.place else "elsewhere", points.label, None

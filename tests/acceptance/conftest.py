@@ -5,9 +5,12 @@ from contextlib import ExitStack
 
 import pytest
 
+from pipeline.demo.servers import Server
+from tests.cutovers import Cutover
 from tests.data import become_generated
 from tests.faults import DIMENSIONS, ROWS, TEXT_BYTES, Bench
 from tests.support import Database
+from tests.switches import Make, maker
 
 
 @pytest.fixture
@@ -29,3 +32,21 @@ def large(bench: Bench) -> Bench:
     """Return a bench whose table does not fit into the buffers on the way."""
     become_generated(bench.legacy, 3 * ROWS, DIMENSIONS, 2 * TEXT_BYTES)
     return bench
+
+
+@pytest.fixture(scope="module")
+def make(
+    servers: Callable[[str], Server],
+    legacy_template: str,
+    main_template: Callable[[int], str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Make]:
+    """Return a function that makes two equal, verified tables and what a cutover needs beside them."""
+    with maker(servers, legacy_template, main_template, tmp_path_factory) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def used(make: Make) -> Cutover:
+    """Return a pair of them that the tests of a module share."""
+    return make()

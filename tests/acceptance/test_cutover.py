@@ -2,38 +2,21 @@
 
 import shlex
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.demo.servers import Server
 from pipeline.errors import EXIT_OK, EXIT_REFUSED
 from pipeline.options import STEPS
 from tests.cutovers import BACK, EXECUTE, Cutover, points_to
 from tests.data import content
 from tests.support import CANARY, Database, Outcome, clean_environment
-from tests.switches import FAST, Make, copies, done_steps, evidence, maker, refuses, standing, taken_back, write
+from tests.switches import FAST, Make, copies, done_steps, evidence, refuses, standing, taken_back, write
 
 LEDGER = "SELECT relname FROM pg_class WHERE relnamespace = 'pipeline'::regnamespace AND relkind = 'r' ORDER BY 1"
 Switched = tuple[Cutover, str, Outcome]
-
-
-@pytest.fixture(scope="module")
-def make(
-    servers: Callable[[str], Server],
-    legacy_template: str,
-    main_template: Callable[[int], str],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Make]:
-    with maker(servers, legacy_template, main_template, tmp_path_factory) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def used(make: Make) -> Cutover:
-    return make()
 
 
 @pytest.fixture

@@ -1,26 +1,23 @@
 """A cutover that stops on its way: for an answer, for somebody in its way, or for what it has found."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 import psycopg2
 import pytest
 
-from pipeline.demo.servers import Server
 from pipeline.errors import EXIT_DIFFERENCES, EXIT_ERROR, EXIT_OK, EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_USAGE
 from tests.acceptance.test_copy import wait_until
 from tests.cutovers import BACK, Cutover, points_to
 from tests.support import Database
 from tests.switches import (
     FAST,
-    Make,
     answered,
     copies,
     done_steps,
     ended,
     evidence,
-    maker,
     refuses,
     standing,
     started,
@@ -31,22 +28,6 @@ from tests.switches import (
 ASKED = ("cutover", "--execute", "--skip-backup", "--watch", "0")
 GUARD = "SET pipeline.through = 'pipeline';"
 FIRST = "(SELECT id FROM public.embeddings ORDER BY id LIMIT 1)"
-
-
-@pytest.fixture(scope="module")
-def make(
-    servers: Callable[[str], Server],
-    legacy_template: str,
-    main_template: Callable[[int], str],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Make]:
-    with maker(servers, legacy_template, main_template, tmp_path_factory) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def used(make: Make) -> Cutover:
-    return make()
 
 
 @pytest.fixture

@@ -1,35 +1,18 @@
 """The end of a cutover: what goes from legacy, what stays, and the way back until then with what refuses it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from pipeline.demo.servers import Server
 from pipeline.errors import EXIT_DIFFERENCES, EXIT_OK, EXIT_REFUSED
 from tests.cutovers import BACK, Cutover, points_to
 from tests.data import content
 from tests.fences import objects
 from tests.support import Database
-from tests.switches import FAST, Make, copies, evidence, maker, refuses, standing, taken_back, write
+from tests.switches import FAST, Make, copies, evidence, refuses, standing, taken_back, write
 
 KEY = "(SELECT id FROM public.embeddings WHERE content NOT LIKE 'on main%' ORDER BY id LIMIT 1)"
-
-
-@pytest.fixture(scope="module")
-def make(
-    servers: Callable[[str], Server],
-    legacy_template: str,
-    main_template: Callable[[int], str],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Make]:
-    with maker(servers, legacy_template, main_template, tmp_path_factory) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def used(make: Make) -> Cutover:
-    return make()
 
 
 @pytest.fixture
