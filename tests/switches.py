@@ -4,7 +4,7 @@ import os
 import pty
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -91,23 +91,27 @@ def standing(bench: Cutover) -> list[Any]:
     return [books, files, objects(bench.legacy), objects(bench.main)]
 
 
-def started(bench: Cutover, *arguments: str, **variables: str) -> "subprocess.Popen[str]":
-    """Start ``pipeline`` in the folder, for signals and for what is done meanwhile."""
-    return subprocess.Popen(
-        command_line("pipeline", arguments),
-        env=clean_environment() | {"COLUMNS": "100"} | variables,
-        cwd=bench.folder,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def started(bench: Cutover, *arguments: str, said_to: Path | None = None, **variables: str) -> "subprocess.Popen[str]":
+    """Start ``pipeline`` in the folder, for signals and for what is done meanwhile; what it says can be read then.
+
+    ``said_to`` is the file that takes stderr, for a test that waits for what is said.
+    """
+    with nullcontext(subprocess.PIPE) if said_to is None else said_to.open("w") as stderr:
+        return subprocess.Popen(
+            command_line("pipeline", arguments),
+            env=clean_environment() | {"COLUMNS": "100"} | variables,
+            cwd=bench.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
 
 
 def ended(process: "subprocess.Popen[str]", seconds: float = 60) -> Outcome:
     """Wait for the end of what was started."""
     out, err = process.communicate(timeout=seconds)
-    return Outcome(code=process.returncode, out=out, err=err)
+    return Outcome(code=process.returncode, out=out, err=err or "")
 
 
 def answered(bench: Cutover, answer: str, *arguments: str) -> Outcome:

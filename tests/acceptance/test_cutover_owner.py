@@ -57,12 +57,16 @@ def printed(bench: Cutover, *command: str) -> Outcome:
 
 
 @contextmanager
-def run_meanwhile(bench: Cutover, *command: str) -> Iterator[list[Outcome]]:
-    """Start a command that needs the owner; while the block runs it waits, and what ended it is in the list then."""
-    process = started(bench, *command)
-    found: list[Outcome] = []
-    yield found
-    found.append(ended(process).expect(EXIT_OK))
+def run_meanwhile(bench: Cutover, *command: str) -> Iterator[str]:
+    """Start a command that needs the owner and yield the SQL that it prints; it waits while the block runs, then ends.
+
+    What is done before the SQL is printed would be found by its first look, and nobody would be asked.
+    """
+    said = bench.folder / "said.txt"
+    process = started(bench, *command, said_to=said)
+    wait_until(lambda: "COMMIT" in said.read_text())
+    yield script(said.read_text())
+    ended(process).expect(EXIT_OK)
 
 
 def test_owner_runs_what_is_printed_and_the_cutover_goes_on(bench: Cutover) -> None:
@@ -79,12 +83,9 @@ def test_owner_runs_what_is_printed_and_the_cutover_goes_on(bench: Cutover) -> N
     before = standing(bench)[2]
     assert printed(bench, *FAST).code == EXIT_REFUSED
     assert standing(bench)[2] == before
-    with run_meanwhile(bench, *FAST, "--until", "prove") as found:
-        waits = "SELECT count(*) FROM pipeline.step WHERE name = 'fence' AND done_at IS NULL AND intent_at > %s"
-        since = bench.main.value("SELECT clock_timestamp()")
-        wait_until(lambda: bench.main.value(waits, since) > 0)
-        bench.legacy.execute(statements)
-    assert statements in found[0].err
+    with run_meanwhile(bench, *FAST, "--until", "prove") as told:
+        bench.legacy.execute(told)
+    assert told == statements
     assert evidence(bench, "fence")["put"]["by"] == "owner"
     assert "has moved to" in refuses(bench.legacy)
     # What the owner did before the command is found, and nobody is asked again.

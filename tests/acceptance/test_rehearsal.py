@@ -130,8 +130,7 @@ def opens(database: Database) -> bool:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_rehearsal_lifts_its_fence_before_it_ends(bench: Cutover, number: signal.Signals) -> None:
     before = catalogs(bench)
-    env = {"PIPELINE_FAILPOINT": "in_step:sleep=2@4", "PIPELINE_TESTING": "1"}
-    process = started(bench, *REHEARSE, **env)
+    process = started(bench, *REHEARSE, PIPELINE_FAILPOINT="in_step:sleep=2@4", PIPELINE_TESTING="1")
     wait_until(lambda: closed(bench.legacy))
     process.send_signal(number)
     said = ended(process).expect(EXIT_INTERRUPTED if number == signal.SIGINT else 143)
