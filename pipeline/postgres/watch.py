@@ -15,11 +15,12 @@ from pipeline.postgres.database import Session, clock
 LOOK_SECONDS = 2.5
 # What connecting and one question may take: the connection's own timeout, and a little more.
 ANSWER_SECONDS = 12.0
-# Our backend as the server sees it. One that waits for us, while we wait for it, has lost the way here.
+# Our backend as the server sees it. One that waits for us, while we wait for it, has lost the way here. One
+# that computes waits for nothing: its wait is NULL. Without track_activities its state is 'disabled'.
 _BACKEND_SQL = """
 SELECT pg_catalog.pg_backend_pid(),
-       (SELECT a.state <> 'active' OR a.wait_event_type = 'Client' FROM pg_catalog.pg_stat_activity a
-        WHERE a.pid = %(backend)s),
+       (SELECT COALESCE(a.state NOT IN ('active', 'disabled'), false) OR COALESCE(a.wait_event_type = 'Client', false)
+        FROM pg_catalog.pg_stat_activity a WHERE a.pid = %(backend)s),
        (SELECT pg_catalog.string_agg(pg_catalog.format('pid %%s (%%s, %%s)', b.pid,
             COALESCE(NULLIF(b.application_name, ''), b.usename::pg_catalog.text), b.state), ', ')
         FROM pg_catalog.pg_stat_activity b WHERE b.pid = ANY (pg_catalog.pg_blocking_pids(%(backend)s)))
