@@ -44,6 +44,10 @@ class BucketMap:
         """Return the number of rows whose embedding is not null."""
         return sum(embeddings for _, embeddings, _ in self.buckets.values())
 
+    def rows_in(self, buckets: Sequence[int]) -> int:
+        """Return the number of rows in some buckets."""
+        return sum(self.buckets.get(bucket, (0, 0, 0))[0] for bucket in buckets)
+
     def plus(self, other: "BucketMap") -> "BucketMap":
         """Return the map of both maps' rows."""
         total = dict(self.buckets)

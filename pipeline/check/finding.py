@@ -181,8 +181,8 @@ def touched_keys(
 ) -> tuple[tuple[Look, Look], Iterator[list[Key]]]:
     """Look at both tables; return how they stand, and, in batches, the keys of all rows that may differ.
 
-    These are the rows that were changed on a side since the base, then those that one side alone has.
-    ``changes_done`` is called in between. Of very many keys, one may come more than once.
+    These are the rows that were changed on a side since the base, then those that one side alone has. Of
+    very many keys one may come more than once: then ``changes_done`` is called in between.
     """
     here, there = crew.beside(
         partial(look_closely, sessions[0], pair.source, base.source.horizon),
@@ -215,9 +215,9 @@ def _touched(
         yield from _changed(source, pair.source, base.source, here, None)
     if there.look.since(base.target) and there.look.changed:
         yield from _changed(target, pair.target, base.target, there, base.own)
-    if buckets := here.sums.differing(there.sums):
+    if sum(one.look.changed or 0 for one in looks) >= REMEMBERED_KEYS:
         changes_done()
-        yield from one_sided_keys((source, pair.source), (target, pair.target), buckets)
+    yield from one_sided_keys((source, pair.source), (target, pair.target), (here.sums, there.sums))
 
 
 def _changed(

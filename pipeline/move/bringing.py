@@ -26,7 +26,7 @@ class Bringers:
 
     def __init__(self, crew: Crew, route: Route, pair: Pair, lease: Lease, policy: Policy) -> None:
         self._crew = crew
-        self._ends = (route.source, lease.purpose), (route.target, lease.purpose)
+        self._route = route
         self._pair = pair
         self._lease = lease
         self._policy = policy
@@ -72,7 +72,8 @@ class Bringers:
                 thread.result()
 
     def _work(self) -> None:
-        with self._crew.together(*self._ends) as (source, target):
+        purpose = self._lease.purpose
+        with self._crew.together((self._route.source, purpose), (self._route.target, purpose)) as (source, target):
             while True:
                 try:
                     keys = self._batches.get(timeout=TICK_SECONDS)

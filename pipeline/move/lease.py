@@ -30,11 +30,14 @@ def purpose(run_id: int, generation: int) -> str:
 class Lease:
     """The lease of one run, held by a thread of the crew until ``release``."""
 
-    def __init__(self, crew: Crew, target: Endpoint, run: runs.Run, deadline_seconds: float) -> None:
+    def __init__(
+        self, crew: Crew, target: Endpoint, run: runs.Run, deadline_seconds: float, *, wait_for_it: bool = True
+    ) -> None:
         """Take the lease. Raises BusyError where another copier holds it.
 
         A server out of reach is tried again until the deadline. A lease that ran out meanwhile is
-        still ours until somebody takes it over.
+        still ours until somebody takes it over. Without ``wait_for_it`` whatever needs it first waits, and
+        raises what ``future`` fails with.
         """
         self.run_id = run.id
         self._crew = crew
@@ -43,13 +46,19 @@ class Lease:
         self._done = threading.Event()
         self._left = False
         self._renewed = clock()
-        taken: Future[int] = Future()
-        self.future = crew.start(self._hold, run, taken)
-        both: tuple[Future[Any], ...] = (taken, self.future)
+        self._taken: Future[int] = Future()
+        self.future = crew.start(self._hold, run)
+        if wait_for_it:
+            _ = self.generation
+
+    @property
+    def generation(self) -> int:
+        """Return which taking of the lease is ours; waits until it is taken."""
+        both: tuple[Future[Any], ...] = (self._taken, self.future)
         wait(both, return_when=FIRST_COMPLETED)
-        if not taken.done():
+        if not self._taken.done():
             self.future.result()
-        self.generation = taken.result()
+        return self._taken.result()
 
     @property
     def guard(self) -> sql.Composable:
@@ -76,7 +85,7 @@ class Lease:
         self._left = True
         self.release()
 
-    def _hold(self, run: runs.Run, taken: "Future[int]") -> None:
+    def _hold(self, run: runs.Run) -> None:
         """Take the lease and keep it, on new connections for as long as it can still be ours."""
         generation: int | None = None
         failing_since: float | None = None
@@ -85,7 +94,7 @@ class Lease:
                 with self._crew.session(self._target, LEASE, self._crew.stall_seconds) as session:
                     if generation is None:
                         generation = _take(self._crew, session, run)
-                        taken.set_result(generation)
+                        self._taken.set_result(generation)
                     else:
                         # At once: a connection that was lost may be lost again before the next time.
                         self._renew(session, generation)
@@ -98,8 +107,8 @@ class Lease:
                 failing_since = clock() if failing_since is None else failing_since
                 expired = clock() - failing_since > self._deadline_seconds
                 if generation is None and (expired or not isinstance(error, UnreachableError)):
-                    taken.set_exception(error)
-                    return
+                    self._taken.set_exception(error)
+                    raise
                 if generation is not None and (expired or not error.retryable):
                     raise
                 self._crew.pause(RETRY_SECONDS)

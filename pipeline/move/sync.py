@@ -13,7 +13,7 @@ from pipeline.ledger import leases, runs
 from pipeline.ledger.marks import written_sql
 from pipeline.ledger.passes import record_pass
 from pipeline.move.bringing import bringing
-from pipeline.move.lease import Lease
+from pipeline.move.lease import RUN, Lease
 from pipeline.move.reconcile import Outcome
 from pipeline.move.retry import with_retries
 from pipeline.move.sync_plan import SyncJob, planned, policy_of, prepare_sync
@@ -83,12 +83,13 @@ def sync(
         job = crew.call(prepare_sync, crew, route, options, to_write=True)
         yield planned(job)
         assert job.run is not None
-        ours = held is None or held.run_id != job.run.id
-        lease = Lease(crew, route.target, job.run, options.deadline_seconds) if held is None or ours else held
+        lent = held if held is not None and held.run_id == job.run.id else None
+        # A look at both tables is short, and goes on beside it; comparing them is long.
+        lease = lent or Lease(crew, route.target, job.run, options.deadline_seconds, wait_for_it=job.base is None)
         work = crew.start(_passes, crew, job, lease, options)
         yield from crew.follow([work], guards=[lease.future])
         done = work.result()
-        if ours:
+        if lent is None:
             lease.release()
         yield _done(job, job.run, done, clock() - started)
 
@@ -121,7 +122,7 @@ def _passes(crew: Crew, job: SyncJob, lease: Lease, options: SyncOptions) -> _Do
 
 def _pass(crew: Crew, job: SyncJob, lease: Lease, options: SyncOptions, base: Base | None, _attempt: int) -> _Pass:
     """Reconcile what differs, or what was touched since the base."""
-    ends = (job.route.source, lease.purpose), (job.route.target, lease.purpose)
+    ends = (job.route.source, RUN), (job.route.target, RUN)
     with bringing(crew, job.route, job.pair, lease, policy_of(job, options)) as bringers:
         if base is None:
             looks = find_all(

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 from psycopg2 import sql
 
-from pipeline.check import changes
+from pipeline.check import changes, differences
 from pipeline.check.changes import changed_keys, key_sums, look, look_closely
-from pipeline.check.differences import open_buckets
+from pipeline.check.differences import one_sided_keys, open_buckets
 from pipeline.endpoints import Endpoint, Secret
 from pipeline.errors import StatementError
 from pipeline.postgres.database import Session
@@ -135,6 +135,28 @@ def test_key_sums_are_equal_on_both_versions_and_show_a_delete(
         assert len(buckets) == 1
         found = list(open_buckets(side, (session, mirrored), (), buckets))
         assert [(one.kind, one.key) for one in found] == [("missing", (key(legacy, 17),))]
+
+
+@pytest.mark.parametrize("hashes", [1, 50_000])
+@pytest.mark.parametrize("keys", [0, 50_000])
+def test_keys_of_one_side_are_found_among_few_and_many(
+    legacy: Database, side: tuple[Session, Table], monkeypatch: pytest.MonkeyPatch, keys: int, hashes: int
+) -> None:
+    monkeypatch.setattr(differences, "KEYS_WITH_HASHES", keys)
+    monkeypatch.setattr(differences, "FETCHED_HASHES", hashes)
+    # No key guards the other table, so that one can be there twice.
+    legacy.execute("CREATE TABLE public.other AS SELECT * FROM public.embeddings")
+    gone, new, doubled = key(legacy, 17), key(legacy, 9017), key(legacy, 18)
+    legacy.execute("DELETE FROM public.other WHERE id = %s", gone)
+    legacy.execute("INSERT INTO public.other SELECT %s::uuid, content FROM public.embeddings LIMIT 1", new)
+    legacy.execute("INSERT INTO public.other SELECT * FROM public.embeddings WHERE id = %s", doubled)
+    session, table = side
+    with Session(endpoint(legacy), "test") as another:
+        other = replace(describe(another, TableMapping(table="other")), key=table.key)
+        sums = key_sums(session, table), key_sums(another, other)
+        found = [one for batch in one_sided_keys(side, (another, other), sums) for (one,) in batch]
+        assert set(found) == {gone, new, doubled}
+        assert list(one_sided_keys(side, side, (sums[0], sums[0]))) == []
 
 
 def test_one_scan_counts_rows_and_changes(legacy: Database, side: tuple[Session, Table]) -> None:
