@@ -174,9 +174,10 @@ def one_sided_keys(
 def _one_sided_of_few(
     source: tuple[Session, Table], target: tuple[Session, Table], buckets: Sequence[int]
 ) -> Iterator[list[Key]]:
-    query = partial(_in_buckets_sql, buckets=buckets)
     with ThreadPoolExecutor(2) as both:
-        sides = tuple(both.map(lambda side: side[0].rows(query(side[1], key_texts_sql(side[1]))), (source, target)))
+        sides = tuple(
+            both.map(lambda side: side[0].rows(_in_buckets_sql(side[1], buckets, keys=True)), (source, target))
+        )
     wanted = _one_sided(*([hashed for hashed, *_ in rows] for rows in sides))
     for rows, hashes in zip(sides, map(set, wanted), strict=True):
         if keys := [tuple(key) for hashed, *key in rows if hashed in hashes]:
@@ -224,20 +225,25 @@ def _hashes_by_bucket(
 
 
 def _hashes(session: Session, table: Table, buckets: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
-    query = _in_buckets_sql(table, buckets=buckets) + sql.SQL(" ORDER BY h & {}").format(sql.Literal(BUCKETS - 1))
+    query = _in_buckets_sql(table, buckets) + sql.SQL(" ORDER BY h & {}").format(sql.Literal(BUCKETS - 1))
     hashes = (found for batch in session.stream(query, batch_rows=HASH_ROWS) for (found,) in batch)
     for bucket, same in groupby(hashes, key=(BUCKETS - 1).__and__):
         yield bucket, list(same)
 
 
-def _in_buckets_sql(table: Table, *more: sql.Composable, buckets: Sequence[int]) -> sql.Composable:
-    """Return SELECT of the hashes of all keys in some buckets, and of ``more`` of their rows."""
+def _in_buckets_sql(table: Table, buckets: Sequence[int], *, keys: bool = False) -> sql.Composable:
+    """Return SELECT of the hashes of all keys in some buckets, and of the keys."""
     # Once, in a subquery: it is selected and asked for. The buckets are of its type, or each would be tried in turn.
     return sql.SQL(
-        "SELECT q.* FROM (SELECT {columns} FROM {table}) q WHERE (h & {mask}) = ANY ({buckets}::pg_catalog.int8[])"
+        "SELECT q.* FROM (SELECT {columns} FROM {table}) q ({names})"
+        " WHERE (h & {mask}) = ANY ({buckets}::pg_catalog.int8[])"
     ).format(
-        columns=sql.SQL(", ").join([key_hash_sql(table) + sql.SQL(" AS h"), *more]),
+        columns=sql.SQL(", ").join([key_hash_sql(table), *([key_texts_sql(table)] if keys else [])]),
         table=table.scanned,
+        # Names of our own for all: a key's column may be called h as well.
+        names=sql.SQL(", ").join(
+            [sql.SQL("h"), *(sql.Identifier(f"key {n}") for n in range(len(table.key) if keys else 0))]
+        ),
         mask=sql.Literal(BUCKETS - 1),
         buckets=sql.Literal(list(buckets)),
     )

@@ -159,6 +159,18 @@ def test_keys_of_one_side_are_found_among_few_and_many(
         assert list(one_sided_keys(side, side, (sums[0], sums[0]))) == []
 
 
+def test_key_columns_may_have_any_name(legacy: Database) -> None:
+    for name in ("one", "other"):
+        legacy.execute(f'CREATE TABLE public.{name} (h int, "key 0" text, embedding vector, PRIMARY KEY (h, "key 0"))')
+        legacy.execute(f"INSERT INTO public.{name} VALUES (1, 'a'), (1, 'b'), (2, 'a')")
+    legacy.execute("DELETE FROM public.other WHERE h = 1 AND \"key 0\" = 'b'")
+    with Session(endpoint(legacy), "test") as session, Session(endpoint(legacy), "test") as another:
+        one = session, describe(session, TableMapping(table="one", id="h"))
+        other = another, describe(another, TableMapping(table="other", id="h"))
+        sums = key_sums(*one), key_sums(*other)
+        assert list(one_sided_keys(one, other, sums)) == [[("1", "b")]]
+
+
 def test_one_scan_counts_rows_and_changes(legacy: Database, side: tuple[Session, Table]) -> None:
     since = now(side[0])
     assert counts(*side, since) == (500, 0)
