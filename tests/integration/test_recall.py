@@ -153,7 +153,9 @@ def test_value_in_force_is_that_of_the_role_that_will_search(pair: tuple[Databas
 def test_index_that_finds_less_than_legacys_own_fails(pair: tuple[Database, Database]) -> None:
     make(pair, random_vectors(2_000, DIMENSIONS))
     pair[0].execute(GOOD)
-    pair[1].execute(f"{GOOD} WITH (m = 4, ef_construction = 16)")
+    # A graph's levels are drawn anew by each build: of forty like this one all found 0.86 to 0.93 at 40, and at 400
+    # 0.996 and more, where m = 4 may stay below legacy's at every value.
+    pair[1].execute(f"{GOOD} WITH (m = 6, ef_construction = 16)")
     done = recall(pair, min_recall=0.3)
     assert done.verdict == "fail"
     assert 0.3 < means(done)[40] < means(done, "source")[40] - 0.02
