@@ -4,39 +4,24 @@ import os
 import pty
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import psycopg2
 import pytest
 
-from pipeline.demo.servers import Server
 from pipeline.errors import EXIT_OK
 from pipeline.postgres.failures import FENCE_STATE
-from tests.cutovers import BACK, Cutover, new_cutover
+from tests.cutovers import BACK, Cutover
 from tests.fences import INSERT, objects
 from tests.support import Database, Outcome, clean_environment, command_line
 
 FAST = ("cutover", "--execute", "--yes", "--skip-backup", "--watch", "0")
+# What is to be finalized: the last one, or before a rehearsal that went to its end the last that was none.
+LAST = """SELECT outcome FROM pipeline.cutover WHERE kind = 'cutover'
+    OR (outcome <> 'rehearsed' AND id = (SELECT max(id) FROM pipeline.cutover)) ORDER BY id DESC LIMIT 1"""
 Make = Callable[..., Cutover]
-
-
-@contextmanager
-def maker(
-    servers: Callable[[str], Server],
-    legacy_template: str,
-    main_template: Callable[[int], str],
-    folders: pytest.TempPathFactory,
-) -> Iterator[Make]:
-    """Yield a function that makes two equal, verified tables; its arguments go to ``new_cutover``."""
-    with ExitStack() as stack:
-
-        def make(**more: Any) -> Cutover:
-            folder = folders.mktemp("cutover")
-            return stack.enter_context(new_cutover(servers, legacy_template, main_template, folder, **more))
-
-        yield make
 
 
 @contextmanager
@@ -46,7 +31,7 @@ def taken_back(used: Cutover) -> Iterator[Cutover]:
     yield used
     if used.main.value("SELECT count(*) FROM pipeline.cutover WHERE ended_at IS NULL"):
         used.pipeline(*BACK).expect(EXIT_OK)
-    if used.main.value("SELECT count(*) FROM pipeline.cutover WHERE outcome = 'rolled back'"):
+    if used.main.rows(LAST) == [("rolled back",)]:
         used.pipeline("finalize", "--yes").expect(EXIT_OK)
     assert used.env_file.read_bytes() == text
     used.pipeline("sync").expect(EXIT_OK)

@@ -10,8 +10,9 @@ from psycopg2 import sql
 
 from pipeline.check.changes import CloseLook, Look, changed_keys, look, look_closely
 from pipeline.check.compare import compare
-from pipeline.check.differences import BATCH_KEYS, Difference, differences_of, one_sided_keys, open_buckets
+from pipeline.check.differences import BATCH_KEYS, Difference, differences_of, open_buckets
 from pipeline.check.digests import BucketMap
+from pipeline.check.onesided import one_sided_keys
 from pipeline.check.pair import Pair
 from pipeline.postgres.crew import Crew
 from pipeline.postgres.database import STREAM_ROWS, Session, clock

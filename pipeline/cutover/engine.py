@@ -5,7 +5,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from pipeline.cutover import closing, forward, switching, watching
+from pipeline.cutover import closing, forward, smoke, switching, watching
 from pipeline.cutover.readiness import check_readiness
 from pipeline.cutover.steps import describe_steps, steps_until
 from pipeline.cutover.work import PURPOSE, Deed, Tools, Work, begin, check_same_ends, find_cutover
@@ -28,7 +28,7 @@ _DEEDS: Mapping[str, Callable[[Work], Deed]] = MappingProxyType(
         "fence": forward.fence,
         "prove": forward.prove,
         "switch": switching.switch,
-        "smoke": switching.smoke,
+        "smoke": smoke.smoke,
         "watch": watching.watch,
     }
 )

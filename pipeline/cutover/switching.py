@@ -1,6 +1,5 @@
-"""The switch: main opened, the settings pointed there, the application told; then a search by these settings alone."""
+"""The switch: main opened, the settings pointed there, and the application told."""
 
-import math
 import os
 import signal
 import subprocess
@@ -8,29 +7,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.check.neighbours import Query, sample_queries
 from pipeline.cutover import closing
 from pipeline.cutover.envfile import plan_switch
 from pipeline.cutover.envwrite import EnvEdit, apply_edit, copy_path
 from pipeline.cutover.forward import fenced_at
-from pipeline.cutover.work import PURPOSE, Deed, Work
-from pipeline.endpoints import Endpoint
-from pipeline.errors import DifferencesError, PipelineError, RefusedError, SettingsError
+from pipeline.cutover.work import Deed, Work
+from pipeline.errors import PipelineError, RefusedError, SettingsError
 from pipeline.failpoints import failpoint
 from pipeline.ledger import cutovers
 from pipeline.postgres.crew import TICK_SECONDS, Crew
 from pipeline.postgres.database import clock
-from pipeline.postgres.tables import describe
 from pipeline.settings import Settings
 from pipeline.wording import counted
-
-SMOKE_QUERIES, SMOKE_K = 5, 4
-# An index may leave a row out; a search that finds none of its own rows is at another table.
-SMOKE_FOUND = 4
-# Each takes a moment, in which few rows are written.
-SMOKE_DRAWS = 3
-# A stored vector is as near to itself as the rounding of its distance.
-SAME_DISTANCE = 1e-4
 
 
 def switch(work: Work) -> Deed:
@@ -117,60 +105,6 @@ def _run(crew: Crew, number: int, command: str) -> float:
             "mend it and run the same command again, which goes on with these; pipeline status shows where it stands",
         )
     return round(clock() - started, 3)
-
-
-def smoke(work: Work) -> Deed:
-    """Search by the new settings alone, as the application will; stored vectors have to find their own rows."""
-    settings = new_settings(work)
-    where = work.route.target if work.rehearsal else settings.application()
-    drawn, nearest = _search_stored(work, where, settings)
-    found = sum(distance <= SAME_DISTANCE for distance in nearest)
-    missed = len(nearest) - found
-    if missed > drawn - min(SMOKE_FOUND, drawn) or (drawn and not found):
-        raise DifferencesError(
-            f"by the new settings {found} of {len(nearest)} searches for a stored vector found its row",
-            "pipeline settings shows where they point; pipeline verify --check recall looks at the index; to go"
-            " back: pipeline rollback",
-        )
-    answers = {}
-    for text in work.options.smoke_texts:
-        answers[text] = len(work.crew.call(work.tools.search.by_text, where, settings, text, SMOKE_K))
-        if not answers[text]:
-            raise DifferencesError(f"by the new settings nothing is found for {text!r}", "pipeline search tries it")
-    yield from ()
-    texts = f", {counted(len(answers), 'text')} answered" if answers else ""
-    finite = [distance for distance in nearest if math.isfinite(distance)]
-    evidence = {"queries": len(nearest), "found": found, "nearest": finite, "texts": len(answers)}
-    return (
-        evidence,
-        f"{found} of {counted(len(nearest), 'stored vector')} found their own rows by the new settings{texts}",
-    )
-
-
-def _search_stored(work: Work, where: Endpoint, settings: Settings) -> tuple[int, list[float]]:
-    """Search for stored vectors; return how many were drawn, and how far what is nearest to each one that counts is.
-
-    Main is open by now: a row that is not found, and that is there no more as it was drawn, does not count.
-    Where too few are left that count, others are drawn.
-    """
-    for _ in range(SMOKE_DRAWS):
-        drawn = work.crew.call(_sample, work)
-        nearest = {}
-        for query in drawn:
-            vector = [float(number) for number in query.vector.strip("[]").split(",")]
-            hits = work.crew.call(work.tools.search.by_vector, where, settings, vector, SMOKE_K)
-            nearest[query] = hits[0][1] if hits else math.inf
-        missed = {query for query in drawn if nearest[query] > SAME_DISTANCE}
-        gone = missed - set(work.crew.call(_sample, work)) if missed else set()
-        queries = [query for query in drawn if query not in gone]
-        if len(queries) >= min(SMOKE_FOUND, len(drawn)):
-            break
-    return len(drawn), [nearest[query] for query in queries]
-
-
-def _sample(work: Work) -> list[Query]:
-    with work.crew.session(work.route.target, PURPOSE) as session:
-        return sample_queries(session, describe(session, work.route.table), work.route.table, SMOKE_QUERIES)
 
 
 def new_settings(work: Work) -> Settings:

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
 from pipeline.demo.servers import Server
-from tests.cutovers import Cutover
+from tests.cutovers import Cutover, new_cutover
 from tests.data import become_generated
 from tests.faults import DIMENSIONS, ROWS, TEXT_BYTES, Bench
 from tests.support import Database
-from tests.switches import Make, maker
+from tests.switches import Make
 
 
 @pytest.fixture
@@ -41,8 +42,13 @@ def make(
     main_template: Callable[[int], str],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Make]:
-    """Return a function that makes two equal, verified tables and what a cutover needs beside them."""
-    with maker(servers, legacy_template, main_template, tmp_path_factory) as made:
+    """Return a function that makes two equal, verified tables; its arguments go to ``new_cutover``."""
+    with ExitStack() as stack:
+
+        def made(**more: Any) -> Cutover:
+            folder = tmp_path_factory.mktemp("application")
+            return stack.enter_context(new_cutover(servers, legacy_template, main_template, folder, **more))
+
         yield made
 
 

@@ -2,16 +2,16 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from pipeline.demo.servers import Server
 from pipeline.errors import EXIT_DIFFERENCES, EXIT_REFUSED
-from tests.cutovers import BACK, EXECUTE, Cutover, Journal, Writer, new_cutover, points_to, rows
+from tests.cutovers import BACK, EXECUTE, Cutover, Journal, Writer, points_to, rows
 from tests.support import Outcome
+from tests.switches import Make
 
 # Every point and both ways from it: minutes. Without it those at which most is at stake.
 WHOLE = bool(os.environ.get("CHAOS_RUNS"))
@@ -64,23 +64,16 @@ SOME_BACKWARD = ("smoke-in_step@1", "smoke-in_reconcile@1", "smoke-in_step@5")
 
 
 @pytest.fixture(scope="module")
-def benches(
-    servers: Callable[[str], Server],
-    legacy_template: str,
-    main_template: Callable[[int], str],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Callable[[bool], Cutover]]:
+def benches(make: Make) -> Callable[[bool], Cutover]:
     """Return a function to the bench that the tests share; every test ends as it began: one that fails spoils it."""
-    with ExitStack() as stack:
-        made: list[Cutover] = []
+    made: list[Cutover] = []
 
-        def get(anew: bool) -> Cutover:
-            if anew or not made:
-                folder = tmp_path_factory.mktemp("application")
-                made.append(stack.enter_context(new_cutover(servers, legacy_template, main_template, folder)))
-            return made[-1]
+    def get(anew: bool) -> Cutover:
+        if anew or not made:
+            made.append(make())
+        return made[-1]
 
-        yield get
+    return get
 
 
 _spoiled: list[bool] = []

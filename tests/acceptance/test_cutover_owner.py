@@ -1,18 +1,17 @@
 """A role that does not own legacy's table: the owner is shown what to run, and waited for, not without end."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psycopg2
 import pytest
 
-from pipeline.demo.servers import Server
 from pipeline.errors import EXIT_OK, EXIT_REFUSED
 from tests.acceptance.test_copy import wait_until
 from tests.cutovers import Cutover
 from tests.faults import role
 from tests.support import Outcome
-from tests.switches import FAST, done_steps, ended, evidence, maker, refuses, standing, started, write
+from tests.switches import FAST, Make, done_steps, ended, evidence, refuses, standing, started, write
 
 BACK = ("rollback", "--execute", "--yes")
 RIGHTS = (
@@ -22,26 +21,20 @@ RIGHTS = (
 
 
 @pytest.fixture(scope="module")
-def bench(
-    servers: Callable[[str], Server],
-    legacy_template: str,
-    main_template: Callable[[int], str],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Cutover]:
+def bench(make: Make) -> Iterator[Cutover]:
     """Return a bench whose settings name a role on legacy that may read and write the table, and does not own it."""
-    with maker(servers, legacy_template, main_template, tmp_path_factory) as make:
-        made = make()
-        with role(made.legacy, "mover", "") as mover:
-            for statement in RIGHTS:
-                made.legacy.execute(statement)
-            text = made.env_file.read_text()
-            for name, value in made.legacy.variables("PGVECTOR", "PGVECTOR_DB").items():
-                new = mover.variables("PGVECTOR", "PGVECTOR_DB")[name]
-                text = text.replace(f"{name}={value}\n", f"{name}={new}\n")
-            made.env_file.write_text(text)
-            made.pipeline("copy", "--restart").expect(EXIT_OK)
-            made.verify()
-            yield made
+    made = make()
+    with role(made.legacy, "mover", "") as mover:
+        for statement in RIGHTS:
+            made.legacy.execute(statement)
+        text = made.env_file.read_text()
+        for name, value in made.legacy.variables("PGVECTOR", "PGVECTOR_DB").items():
+            new = mover.variables("PGVECTOR", "PGVECTOR_DB")[name]
+            text = text.replace(f"{name}={value}\n", f"{name}={new}\n")
+        made.env_file.write_text(text)
+        made.pipeline("copy", "--restart").expect(EXIT_OK)
+        made.verify()
+        yield made
 
 
 def script(said: str) -> str:

@@ -2,16 +2,15 @@
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.demo.servers import Server
 from pipeline.errors import EXIT_BUSY, EXIT_OK, EXIT_REFUSED, EXIT_USAGE
-from tests.cutovers import DIMENSIONS, EXECUTE, Cutover, new_cutover
+from tests.cutovers import DIMENSIONS, EXECUTE, Cutover
 from tests.data import content
 from tests.faults import role
 from tests.fences import objects
@@ -20,18 +19,6 @@ from tests.support import environment, pipeline
 ATTEMPT = (*EXECUTE, "--skip-backup")
 LEDGER = "SELECT relname FROM pg_class WHERE relnamespace = 'pipeline'::regnamespace AND relkind = 'r' ORDER BY 1"
 BOOKS = "SELECT row_to_json(c)::text FROM pipeline.cutover c UNION ALL SELECT row_to_json(s)::text FROM pipeline.step s"
-
-
-@pytest.fixture(scope="module")
-def verified(
-    servers: Callable[[str], Server],
-    legacy_template: str,
-    main_template: Callable[[int], str],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Cutover]:
-    """Return two equal tables that are ready to be cut over, for all tests here: none of them switches."""
-    with new_cutover(servers, legacy_template, main_template, tmp_path_factory.mktemp("refusals")) as bench:
-        yield bench
 
 
 def standing(bench: Cutover) -> tuple[Any, ...]:
@@ -127,111 +114,107 @@ STATES = {
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_state_that_is_not_ready_is_refused(verified: Cutover, state: str) -> None:
+def test_state_that_is_not_ready_is_refused(used: Cutover, state: str) -> None:
     side, do, undo, message = STATES[state]
-    database = verified.main if side == "main" else verified.legacy
+    database = used.main if side == "main" else used.legacy
     database.execute(do)
     try:
-        assert message in refused(verified, *ATTEMPT)
+        assert message in refused(used, *ATTEMPT)
     finally:
         database.execute(undo)
 
 
-def test_all_that_stands_in_the_way_is_told_at_once(verified: Cutover) -> None:
-    os.link(verified.env_file, verified.folder / "other")
-    verified.main.execute("UPDATE pipeline.verdict SET verdict = 'fail' WHERE check_name IN ('recall', 'census')")
+def test_all_that_stands_in_the_way_is_told_at_once(used: Cutover) -> None:
+    os.link(used.env_file, used.folder / "other")
+    used.main.execute("UPDATE pipeline.verdict SET verdict = 'fail' WHERE check_name IN ('recall', 'census')")
     wrong = ("--pg-dump", "/nowhere/pg_dump")
     try:
-        said = refused(verified, *EXECUTE, *wrong)
-        assert refused(verified, "cutover", "--rehearse", "--yes", *wrong).splitlines()[1:] == said.splitlines()[1:]
+        said = refused(used, *EXECUTE, *wrong)
+        assert refused(used, "cutover", "--rehearse", "--yes", *wrong).splitlines()[1:] == said.splitlines()[1:]
     finally:
-        (verified.folder / "other").unlink()
-        verified.main.execute("UPDATE pipeline.verdict SET verdict = 'pass'")
+        (used.folder / "other").unlink()
+        used.main.execute("UPDATE pipeline.verdict SET verdict = 'pass'")
     for fact in ("recall is fail", "census is fail", "has 2 names (hard links)", "no file /nowhere/pg_dump"):
         assert fact in said
 
 
-def test_more_rows_than_may_differ_are_refused(verified: Cutover) -> None:
-    verified.legacy.execute(
-        "UPDATE public.embeddings SET content = 'late' WHERE id IN (SELECT id FROM embeddings LIMIT 4)"
-    )
-    said = refused(verified, *ATTEMPT, "--max-lag", "3")
+def test_more_rows_than_may_differ_are_refused(used: Cutover) -> None:
+    used.legacy.execute("UPDATE public.embeddings SET content = 'late' WHERE id IN (SELECT id FROM embeddings LIMIT 4)")
+    said = refused(used, *ATTEMPT, "--max-lag", "3")
     assert "4 rows differ, written since the last sync; 3 may" in said
     assert "hint:  run: pipeline sync" in said
-    verified.pipeline("sync").expect(EXIT_OK)
-    verified.verify()
+    used.pipeline("sync").expect(EXIT_OK)
+    used.verify()
 
 
-def test_settings_without_a_file_leave_nothing_to_switch(verified: Cutover, tmp_path: Path) -> None:
-    env = environment(legacy=verified.legacy, main=verified.main, EMBEDDING_DIMENSIONS=str(DIMENSIONS))
-    before = standing(verified)
+def test_settings_without_a_file_leave_nothing_to_switch(used: Cutover, tmp_path: Path) -> None:
+    env = environment(legacy=used.legacy, main=used.main, EMBEDDING_DIMENSIONS=str(DIMENSIONS))
+    before = standing(used)
     said = pipeline(*ATTEMPT, env=env, cwd=tmp_path).expect(EXIT_REFUSED)
     assert (
         "there is no .env file that the switch could be made in\nhint:  name the application's with --env-file"
         in said.err
     )
-    assert standing(verified) == before
+    assert standing(used) == before
     assert not list(tmp_path.iterdir())
     # The plan can be read all the same.
     assert "no .env file" in pipeline("cutover", env=env, cwd=tmp_path).expect(EXIT_OK).out
 
 
-def test_file_and_environment_that_name_two_databases_are_refused(verified: Cutover) -> None:
-    text = verified.env_file.read_text()
+def test_file_and_environment_that_name_two_databases_are_refused(used: Cutover) -> None:
+    text = used.env_file.read_text()
     elsewhere: Any
-    for variable, name in (("DB_NAME", verified.main.name), ("PGVECTOR_DB", verified.legacy.name)):
+    for variable, name in (("DB_NAME", used.main.name), ("PGVECTOR_DB", used.legacy.name)):
         elsewhere = {variable: name}
-        verified.env_file.write_text(text.replace(f"{variable}=", f"{variable}=not_"))
+        used.env_file.write_text(text.replace(f"{variable}=", f"{variable}=not_"))
         try:
-            said = refused(verified, *ATTEMPT, **elsewhere)
+            said = refused(used, *ATTEMPT, **elsewhere)
         finally:
-            verified.env_file.write_text(text)
+            used.env_file.write_text(text)
         assert f"{variable} has one value in .env and another one in the environment" in said
 
 
-def test_folder_that_cannot_be_written_is_refused(verified: Cutover) -> None:
-    made = subprocess.run(["chattr", "+i", verified.folder], capture_output=True, check=False).returncode == 0
+def test_folder_that_cannot_be_written_is_refused(used: Cutover) -> None:
+    made = subprocess.run(["chattr", "+i", used.folder], capture_output=True, check=False).returncode == 0
     if not made:
         pytest.skip("chattr does not work here")
     try:
-        said = refused(verified, *ATTEMPT)
+        said = refused(used, *ATTEMPT)
     finally:
-        subprocess.run(["chattr", "-i", verified.folder], check=True)
-    assert f"{verified.folder} is protected (chattr +i or +a)\nhint:  chattr -ia {verified.folder}" in said
+        subprocess.run(["chattr", "-i", used.folder], check=True)
+    assert f"{used.folder} is protected (chattr +i or +a)\nhint:  chattr -ia {used.folder}" in said
 
 
-def test_application_that_may_not_use_the_table_on_main_is_refused(verified: Cutover) -> None:
-    with role(verified.main, "stranger", "") as stranger:
-        said = refused(verified, *ATTEMPT, "--app-role", "stranger")
+def test_application_that_may_not_use_the_table_on_main_is_refused(used: Cutover) -> None:
+    with role(used.main, "stranger", "") as stranger:
+        said = refused(used, *ATTEMPT, "--app-role", "stranger")
         assert "the application on main: the role stranger" in said
-        verified.main.execute("GRANT SELECT ON public.embeddings TO stranger")
-        assert "the application on main: the role stranger" in refused(verified, *ATTEMPT, "--app-role", stranger.user)
+        used.main.execute("GRANT SELECT ON public.embeddings TO stranger")
+        assert "the application on main: the role stranger" in refused(used, *ATTEMPT, "--app-role", stranger.user)
 
 
-def test_backup_without_room_or_client_is_refused(verified: Cutover) -> None:
-    said = refused(verified, *EXECUTE, "--min-free", "1e9")
+def test_backup_without_room_or_client_is_refused(used: Cutover) -> None:
+    said = refused(used, *EXECUTE, "--min-free", "1e9")
     assert "backups has " in said and "have to stay free" in said
-    old = verified.legacy.server.programs / "pg_dump"
-    said = refused(verified, *EXECUTE, "--pg-dump", str(old))
+    old = used.legacy.server.programs / "pg_dump"
+    said = refused(used, *EXECUTE, "--pg-dump", str(old))
     assert "there is no pg_dump here that fits PostgreSQL 18; found: 16." in said
-    assert not (verified.folder / "backups").exists()
+    assert not (used.folder / "backups").exists()
 
 
-def test_second_command_is_kept_out_while_one_runs(verified: Cutover) -> None:
-    with verified.main.cursor() as cursor:
+def test_second_command_is_kept_out_while_one_runs(used: Cutover) -> None:
+    with used.main.cursor() as cursor:
         cursor.execute("SELECT pg_backend_pid()")
         (pid,) = cursor.fetchone() or (0,)
-        verified.main.execute(
+        used.main.execute(
             "UPDATE pipeline.run SET lease_owner = 'another', lease_until = clock_timestamp() + interval '1 hour',"
             " lease_backend = %s",
             pid,
         )
         try:
-            assert "another" in refused(verified, *ATTEMPT, code=EXIT_BUSY)
+            assert "another" in refused(used, *ATTEMPT, code=EXIT_BUSY)
         finally:
-            verified.main.execute(
-                "UPDATE pipeline.run SET lease_owner = NULL, lease_until = NULL, lease_backend = NULL"
-            )
+            used.main.execute("UPDATE pipeline.run SET lease_owner = NULL, lease_until = NULL, lease_backend = NULL")
 
 
 @contextmanager
@@ -244,20 +227,20 @@ def under_way(bench: Cutover, until: str = "preflight") -> Iterator[None]:
         bench.pipeline("finalize", "--yes").expect(EXIT_OK)
 
 
-def test_cutover_of_other_databases_is_not_gone_on_with(verified: Cutover) -> None:
-    with under_way(verified):
-        (label,) = verified.main.rows("SELECT target_label FROM pipeline.cutover WHERE ended_at IS NULL")[0]
-        verified.main.execute("UPDATE pipeline.cutover SET target_label = 'x@elsewhere:5432/y' WHERE ended_at IS NULL")
+def test_cutover_of_other_databases_is_not_gone_on_with(used: Cutover) -> None:
+    with under_way(used):
+        (label,) = used.main.rows("SELECT target_label FROM pipeline.cutover WHERE ended_at IS NULL")[0]
+        used.main.execute("UPDATE pipeline.cutover SET target_label = 'x@elsewhere:5432/y' WHERE ended_at IS NULL")
         for command in (ATTEMPT, ("cutover",), ("rollback", "--execute", "--yes"), ("finalize", "--yes")):
-            said = verified.pipeline(*command).expect(EXIT_REFUSED)
+            said = used.pipeline(*command).expect(EXIT_REFUSED)
             assert "x@elsewhere:5432/y; the settings name " in said.err
-        verified.main.execute("UPDATE pipeline.cutover SET target_label = %s WHERE ended_at IS NULL", label)
+        used.main.execute("UPDATE pipeline.cutover SET target_label = %s WHERE ended_at IS NULL", label)
 
 
-def test_rehearsal_waits_for_the_end_of_a_cutover(verified: Cutover) -> None:
-    with under_way(verified):
+def test_rehearsal_waits_for_the_end_of_a_cutover(used: Cutover) -> None:
+    with under_way(used):
         for more in ((), ("--scratch",)):
-            said = verified.pipeline("cutover", "--rehearse", *more, "--yes", "--skip-backup").expect(EXIT_REFUSED)
+            said = used.pipeline("cutover", "--rehearse", *more, "--yes", "--skip-backup").expect(EXIT_REFUSED)
             assert "has not ended" in said.err and "pipeline rollback --execute" in said.err
 
 
@@ -275,18 +258,18 @@ def test_rehearsal_waits_for_the_end_of_a_cutover(verified: Cutover) -> None:
     ids=" ".join,
 )
 def test_command_that_says_two_things_or_nobody_can_answer_is_a_usage_error(
-    verified: Cutover, arguments: tuple[str, ...]
+    used: Cutover, arguments: tuple[str, ...]
 ) -> None:
-    before = standing(verified)
-    verified.pipeline(*arguments).expect(EXIT_USAGE)
-    assert standing(verified) == before
+    before = standing(used)
+    used.pipeline(*arguments).expect(EXIT_USAGE)
+    assert standing(used) == before
 
 
-def test_nothing_under_way_is_nothing_to_go_back_from_or_to_end(verified: Cutover) -> None:
-    verified.main.execute("DELETE FROM pipeline.cutover")
-    before = standing(verified)
+def test_nothing_under_way_is_nothing_to_go_back_from_or_to_end(used: Cutover) -> None:
+    used.main.execute("DELETE FROM pipeline.cutover")
+    before = standing(used)
     for command in (("rollback", "--execute", "--yes"), ("finalize", "--yes")):
-        said = verified.pipeline(*command).expect(EXIT_REFUSED)
+        said = used.pipeline(*command).expect(EXIT_REFUSED)
         assert said.err.startswith("error: ")
-    assert "nothing is under way" in verified.pipeline("rollback").expect(EXIT_OK).out
-    assert standing(verified) == before
+    assert "nothing is under way" in used.pipeline("rollback").expect(EXIT_OK).out
+    assert standing(used) == before

@@ -1,32 +1,24 @@
 """A whole cutover with its way back shows no password and no row: not in outputs, processes, ledgers or names."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
-from pipeline.demo.servers import Server
 from pipeline.errors import EXIT_ERROR, EXIT_OK
 from tests.acceptance.test_secrets import EMBEDDINGS, arguments_of_all_processes, hidden, ledger
-from tests.cutovers import BACK, EXECUTE, Cutover, new_cutover
+from tests.cutovers import BACK, EXECUTE, Cutover
 from tests.support import CANARY, Database, Outcome
-from tests.switches import copies, started
+from tests.switches import Make, copies, started
 
 
 @pytest.fixture
-def bench(
-    servers: Callable[[str], Server],
-    legacy_template: str,
-    main_template: Callable[[int], str],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Cutover]:
+def bench(make: Make) -> Cutover:
     def fill(legacy: Database) -> None:
         legacy.execute(EMBEDDINGS.partition("; ")[2])
 
-    folder = tmp_path_factory.mktemp("secrets")
-    with new_cutover(servers, legacy_template, main_template, folder, dimensions=3, fill=fill) as made:
-        yield made
+    return make(dimensions=3, fill=fill)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pipeline.errors import UnreachableError
 from pipeline.postgres.database import Session
 from tests.acceptance.test_copy import finish
 from tests.faults import SIDES, Bench, role
-from tests.integration.test_changes import endpoint
+from tests.preflights import endpoint
 from tests.support import Database
 
 TIMEOUTS = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "transaction_timeout")

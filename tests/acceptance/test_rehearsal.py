@@ -3,14 +3,13 @@
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
 import psycopg2
 import pytest
 
-from pipeline.demo.servers import Server
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_REFUSED
 from pipeline.options import STEPS
 from tests.acceptance.test_copy import wait_until
@@ -18,23 +17,12 @@ from tests.cutovers import BACK, EXECUTE, Cutover, points_to
 from tests.data import content
 from tests.fences import objects
 from tests.support import Database
-from tests.switches import FAST, copies, ended, evidence, maker, refuses, started, taken_back, write
+from tests.switches import FAST, copies, ended, evidence, refuses, started, taken_back, write
 
 REHEARSE = ("cutover", "--rehearse", "--yes", "--skip-backup")
 SCRATCH = (*REHEARSE, "--scratch", "--watch", "0.2")
 VERSIONS = "SELECT id, xmin::text, ctid::text FROM public.embeddings ORDER BY id"
 FIRST = "(SELECT id FROM public.embeddings ORDER BY id LIMIT 1)"
-
-
-@pytest.fixture(scope="module")
-def used(
-    servers: Callable[[str], Server],
-    legacy_template: str,
-    main_template: Callable[[int], str],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Cutover]:
-    with maker(servers, legacy_template, main_template, tmp_path_factory) as make:
-        yield make()
 
 
 @pytest.fixture

@@ -6,34 +6,24 @@ from dataclasses import replace
 import pytest
 from psycopg2 import sql
 
-from pipeline.check import changes, differences
+from pipeline.check import changes, onesided
 from pipeline.check.changes import changed_keys, key_sums, look, look_closely
-from pipeline.check.differences import one_sided_keys, open_buckets
-from pipeline.endpoints import Endpoint, Secret
+from pipeline.check.differences import open_buckets
+from pipeline.check.onesided import one_sided_keys
 from pipeline.errors import StatementError
 from pipeline.postgres.database import Session
 from pipeline.postgres.facts import horizon_sql
 from pipeline.postgres.tables import Table, describe
 from pipeline.settings import TableMapping
 from tests.data import fill_generated
+from tests.preflights import endpoint
 from tests.support import Database
-
-
-def endpoint(database: Database, name: str = "legacy") -> Endpoint:
-    return Endpoint(
-        name=name,
-        host=database.server.host,
-        port=database.server.port,
-        user=database.user,
-        database=database.name,
-        password=Secret(database.password),
-    )
 
 
 @pytest.fixture
 def side(legacy: Database) -> Iterator[tuple[Session, Table]]:
     fill_generated(legacy, 500, 8)
-    with Session(endpoint(legacy), "test") as session:
+    with Session(endpoint(legacy, "legacy"), "test") as session:
         yield session, describe(session, TableMapping())
 
 
@@ -142,8 +132,8 @@ def test_key_sums_are_equal_on_both_versions_and_show_a_delete(
 def test_keys_of_one_side_are_found_among_few_and_many(
     legacy: Database, side: tuple[Session, Table], monkeypatch: pytest.MonkeyPatch, keys: int, hashes: int
 ) -> None:
-    monkeypatch.setattr(differences, "KEYS_WITH_HASHES", keys)
-    monkeypatch.setattr(differences, "FETCHED_HASHES", hashes)
+    monkeypatch.setattr(onesided, "KEYS_WITH_HASHES", keys)
+    monkeypatch.setattr(onesided, "FETCHED_HASHES", hashes)
     # No key guards the other table, so that one can be there twice.
     legacy.execute("CREATE TABLE public.other AS SELECT * FROM public.embeddings")
     gone, new, doubled = key(legacy, 17), key(legacy, 9017), key(legacy, 18)
@@ -151,7 +141,7 @@ def test_keys_of_one_side_are_found_among_few_and_many(
     legacy.execute("INSERT INTO public.other SELECT %s::uuid, content FROM public.embeddings LIMIT 1", new)
     legacy.execute("INSERT INTO public.other SELECT * FROM public.embeddings WHERE id = %s", doubled)
     session, table = side
-    with Session(endpoint(legacy), "test") as another:
+    with Session(endpoint(legacy, "legacy"), "test") as another:
         other = replace(describe(another, TableMapping(table="other")), key=table.key)
         sums = key_sums(session, table), key_sums(another, other)
         found = [one for batch in one_sided_keys(side, (another, other), sums) for (one,) in batch]
@@ -164,7 +154,7 @@ def test_key_columns_may_have_any_name(legacy: Database) -> None:
         legacy.execute(f'CREATE TABLE public.{name} (h int, "key 0" text, embedding vector, PRIMARY KEY (h, "key 0"))')
         legacy.execute(f"INSERT INTO public.{name} VALUES (1, 'a'), (1, 'b'), (2, 'a')")
     legacy.execute("DELETE FROM public.other WHERE h = 1 AND \"key 0\" = 'b'")
-    with Session(endpoint(legacy), "test") as session, Session(endpoint(legacy), "test") as another:
+    with Session(endpoint(legacy, "legacy"), "test") as session, Session(endpoint(legacy, "legacy"), "test") as another:
         one = session, describe(session, TableMapping(table="one", id="h"))
         other = another, describe(another, TableMapping(table="other", id="h"))
         sums = key_sums(*one), key_sums(*other)
