@@ -13,7 +13,7 @@ from pipeline.check.digests import BUCKETS, hash_sql, key_hash_sql
 from pipeline.postgres.crew import Crew
 from pipeline.postgres.database import Session
 from pipeline.postgres.tables import Table
-from pipeline.postgres.values import Key, form_sql, key_texts_sql, keys_sql, same_key_sql
+from pipeline.postgres.values import Key, form_sql, key_texts_sql, rows_of_keys_sql
 
 DifferenceKind = Literal["missing", "extra", "different", "doubled"]
 KINDS: tuple[DifferenceKind, ...] = ("missing", "extra", "different", "doubled")
@@ -159,11 +159,8 @@ def differences_of(
 
 def rows_of(session: Session, table: Table, columns: Sequence[str], keys: Sequence[Key]) -> Mapping[Key, _Row]:
     """Return the rows of these keys, looked up by the key."""
-    place = sql.SQL("{} JOIN {} ON {}").format(
-        table.rows_sql("t"), keys_sql(table, keys), same_key_sql(table, "t", "k")
-    )
     rows: dict[Key, list[_Row]] = {}
-    for found in session.rows(_rows_sql(table, columns, "t", place)):
+    for found in session.rows(_rows_sql(table, columns, "t", rows_of_keys_sql(table, keys))):
         row = _row(found, len(table.key))
         rows.setdefault(row.key, []).append(row)
     return {key: _counted(same) for key, same in rows.items()}

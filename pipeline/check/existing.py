@@ -10,7 +10,7 @@ from pipeline.check.preflight import EXAMPLES, Finding
 from pipeline.errors import RefusedError
 from pipeline.postgres.database import Session
 from pipeline.postgres.tables import Table
-from pipeline.postgres.values import key_texts_sql, keys_sql, same_key_sql
+from pipeline.postgres.values import key_texts_sql, rows_of_keys_sql
 from pipeline.wording import counted
 
 
@@ -47,12 +47,10 @@ def compare_existing(source: Session, target: Session, pair: Pair) -> Existing:
         here = {
             tuple(key): digest
             for digest, *key in source.rows(
-                sql.SQL("SELECT {}, {} FROM {} JOIN {} ON {}").format(
+                sql.SQL("SELECT {}, {} FROM {}").format(
                     hash_sql(pair.source, pair.columns, "t"),
                     key_texts_sql(pair.source, "t"),
-                    pair.source.rows_sql("t"),
-                    keys_sql(pair.source, list(there)),
-                    same_key_sql(pair.source, "t", "k"),
+                    rows_of_keys_sql(pair.source, list(there)),
                 )
             )
         }

@@ -105,17 +105,16 @@ def _hashes(session: Session, table: Table, buckets: Sequence[int]) -> Iterator[
 
 def _in_buckets_sql(table: Table, buckets: Sequence[int], *, keys: bool = False) -> sql.Composable:
     """Return SELECT of the hashes of all keys in some buckets, and of the keys."""
+    # Names of our own for all: a key's column may be called h as well.
+    names = [sql.SQL("h"), *(sql.Identifier(f"key {n}") for n in range(len(table.key) if keys else 0))]
     # Once, in a subquery: it is selected and asked for. The buckets are of its type, or each would be tried in turn.
     return sql.SQL(
-        "SELECT q.* FROM (SELECT {columns} FROM {table}) q ({names})"
+        "SELECT {names} FROM (SELECT {columns} FROM {table}) q ({names})"
         " WHERE (h & {mask}) = ANY ({buckets}::pg_catalog.int8[])"
     ).format(
         columns=sql.SQL(", ").join([key_hash_sql(table), *([key_texts_sql(table)] if keys else [])]),
         table=table.scanned,
-        # Names of our own for all: a key's column may be called h as well.
-        names=sql.SQL(", ").join(
-            [sql.SQL("h"), *(sql.Identifier(f"key {n}") for n in range(len(table.key) if keys else 0))]
-        ),
+        names=sql.SQL(", ").join(names),
         mask=sql.Literal(BUCKETS - 1),
         buckets=sql.Literal(list(buckets)),
     )

@@ -106,10 +106,8 @@ class Lease:
                 # Not since the last renewal, which may be older than the deadline.
                 failing_since = clock() if failing_since is None else failing_since
                 expired = clock() - failing_since > self._deadline_seconds
-                if generation is None and (expired or not isinstance(error, UnreachableError)):
-                    self._taken.set_exception(error)
-                    raise
-                if generation is not None and (expired or not error.retryable):
+                passing = isinstance(error, UnreachableError) if generation is None else error.retryable
+                if expired or not passing:
                     raise
                 self._crew.pause(RETRY_SECONDS)
 

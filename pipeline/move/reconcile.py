@@ -19,7 +19,16 @@ from pipeline.move.relay import insert_sql, relay
 from pipeline.options import OnConflict
 from pipeline.postgres.database import Cursor, Session
 from pipeline.postgres.tables import Table
-from pipeline.postgres.values import Key, form_sql, key_text_sql, key_texts_sql, keys_sql, same_key_sql, value_sql
+from pipeline.postgres.values import (
+    Key,
+    form_sql,
+    key_text_sql,
+    key_texts_sql,
+    keys_sql,
+    rows_of_keys_sql,
+    same_key_sql,
+    value_sql,
+)
 
 # Keys of rows that stay different that are named; all are counted.
 LISTED_KEYS = 20
@@ -129,15 +138,13 @@ def _left(cursor: Cursor, pair: Pair, keys: Sequence[Key]) -> tuple[int, int, tu
     table = pair.target
     cursor.execute(
         sql.SQL(
-            "SELECT NOT EXISTS (SELECT 1 FROM {stage} AS s WHERE {staged}), {key} FROM {rows} JOIN {keys} ON {same}"
+            "SELECT NOT EXISTS (SELECT 1 FROM {stage} AS s WHERE {staged}), {key} FROM {rows}"
             " WHERE NOT EXISTS (SELECT 1 FROM {stage} AS s WHERE {staged} AND NOT ({differs}))"
         ).format(
             stage=STAGE,
             staged=same_key_sql(table, "s", "t"),
             key=key_texts_sql(table, "t"),
-            rows=table.rows_sql("t"),
-            keys=keys_sql(table, keys),
-            same=same_key_sql(table, "t", "k"),
+            rows=rows_of_keys_sql(table, keys),
             differs=_differs_sql(table, pair.columns, "t", "s"),
         )
     )
@@ -228,11 +235,8 @@ def _names(columns: Sequence[str]) -> sql.Composable:
 
 
 def _select_keys_sql(table: Table, columns: Sequence[str], keys: Sequence[Key]) -> sql.Composable:
-    return sql.SQL("COPY (SELECT {} FROM {} JOIN {} ON {}) TO STDOUT (FORMAT binary)").format(
-        sql.SQL(", ").join(value_sql(table, name, "t") for name in columns),
-        table.rows_sql("t"),
-        keys_sql(table, keys),
-        same_key_sql(table, "t", "k"),
+    return sql.SQL("COPY (SELECT {} FROM {}) TO STDOUT (FORMAT binary)").format(
+        sql.SQL(", ").join(value_sql(table, name, "t") for name in columns), rows_of_keys_sql(table, keys)
     )
 
 
@@ -255,11 +259,7 @@ def _delete_sql(table: Table, keys: Sequence[Key], run_id: int, policy: Policy) 
 
 def keys_that(session: Session, table: Table, keys: Sequence[Key], condition: sql.Composable) -> set[Key]:
     """Return which of a table's rows ``t`` of these keys meet a condition."""
-    query = sql.SQL("SELECT {} FROM {} JOIN {} ON {} WHERE {}").format(
-        key_texts_sql(table, "t"),
-        table.rows_sql("t"),
-        keys_sql(table, keys),
-        same_key_sql(table, "t", "k"),
-        condition,
+    query = sql.SQL("SELECT {} FROM {} WHERE {}").format(
+        key_texts_sql(table, "t"), rows_of_keys_sql(table, keys), condition
     )
     return {tuple(row) for row in session.rows(query)}

@@ -60,6 +60,11 @@ def keys_sql(table: Table, keys: Sequence[Key]) -> sql.Composable:
     return sql.SQL("ROWS FROM ({}) AS k ({})").format(sql.SQL(", ").join(arrays), names)
 
 
+def rows_of_keys_sql(table: Table, keys: Sequence[Key]) -> sql.Composable:
+    """Return what FROM names for the rows ``t`` of some keys, looked up by the key."""
+    return sql.SQL("{} JOIN {} ON {}").format(table.rows_sql("t"), keys_sql(table, keys), same_key_sql(table, "t", "k"))
+
+
 def same_key_sql(table: Table, left: str, right: str) -> sql.Composable:
     """Return that the rows of two sources have the same key; ``left`` is the table, or typed like it."""
     return sql.SQL(" AND ").join(
