@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 
 from pipeline.errors import EXIT_DIFFERENCES, EXIT_OK, EXIT_REFUSED
-from tests.cutovers import BACK, Cutover, points_to
+from tests.cutovers import BACK, DIMENSIONS, Cutover, points_to
 from tests.data import content
 from tests.fences import objects
 from tests.support import Database
 from tests.switches import FAST, Make, copies, evidence, refuses, standing, taken_back, write
 
-KEY = "(SELECT id FROM public.embeddings WHERE content NOT LIKE 'on main%' ORDER BY id LIMIT 1)"
+KEYS = "(SELECT id FROM public.embeddings WHERE content NOT LIKE 'on main%' ORDER BY id LIMIT {})"
+KEY = KEYS.format(1)
 
 
 @pytest.fixture
@@ -26,12 +27,13 @@ def catalog(database: Database) -> list[Any]:
     return [one for one in objects(database) if not str(one[1]).startswith(("pg_temp", "pg_toast_temp"))]
 
 
-def use_main(bench: Cutover) -> None:
-    """Add, change and delete rows on main, as the application does after the switch."""
+def use_main(bench: Cutover, times: int = 1) -> None:
+    """Add, change and delete rows on main, as the application does after the switch: five writes each time."""
     bench.main.execute(
-        f"DELETE FROM public.embeddings WHERE id = {KEY};"
-        f"UPDATE public.embeddings SET content = 'on main, new' WHERE id = {KEY};"
-        "INSERT INTO public.embeddings (content) SELECT 'on main' FROM generate_series(1, 3)"
+        f"DELETE FROM public.embeddings WHERE id IN {KEYS.format(times)};"
+        f"UPDATE public.embeddings SET content = 'on main, new' WHERE id IN {KEYS.format(times)};"
+        "INSERT INTO public.embeddings (content, embedding) SELECT 'on main', (SELECT array_agg(sin(i * 0.7 + d))"
+        f" FROM generate_series(1, {DIMENSIONS}) AS d)::vector FROM generate_series(1, {3 * times}) AS i"
     )
 
 
@@ -67,11 +69,12 @@ def test_legacy_is_as_it_was_before_the_project_but_for_its_rows(make: Make) -> 
 
 
 def test_way_back_takes_new_rows_to_legacy_and_finalize_then_opens_main(make: Make) -> None:
-    bench = make()
+    bench = make(rows=500)
     before, text = catalog(bench.legacy), bench.env_file.read_bytes()
     guarded = catalog(bench.main)
     bench.pipeline(*FAST).expect(EXIT_OK)
-    use_main(bench)
+    # A thousand writes.
+    use_main(bench, 200)
     on_main = content(bench.main)
     done = bench.pipeline(*BACK, "--after-switch", "echo back", "--json").expect(EXIT_OK)
     assert "\nback\n" in done.err
@@ -81,8 +84,9 @@ def test_way_back_takes_new_rows_to_legacy_and_finalize_then_opens_main(make: Ma
     ]
     assert sum(seconds for *_, seconds in told["steps"]) > 0
     found = evidence(bench, "back-sync")
-    assert (found["inserted"], found["updated"], found["deleted"]) == (3, 1, 1)
+    assert (found["inserted"], found["updated"], found["deleted"]) == (600, 200, 200)
     assert content(bench.legacy) == on_main == content(bench.main)
+    bench.verify()
     assert bench.env_file.read_bytes() == text
     assert "filled by the pipeline" in refuses(bench.main)
     bench.pipeline(*BACK).expect(EXIT_REFUSED)

@@ -210,6 +210,8 @@ def test_view_is_compared_as_a_whole(new_move: Callable[..., Move]) -> None:
 
 
 def test_lease_keeps_a_second_sync_out(move: Move) -> None:
+    change_legacy(move)
+    before = versions(move.main)
     move.main.execute(
         "UPDATE pipeline.run SET lease_owner = 'another', lease_until = clock_timestamp() + interval '1 hour',"
         " lease_backend = pg_backend_pid()"
@@ -217,7 +219,9 @@ def test_lease_keeps_a_second_sync_out(move: Move) -> None:
     with move.main.cursor() as cursor:
         cursor.execute("SELECT pg_backend_pid()")
         move.main.execute("UPDATE pipeline.run SET lease_backend = %s", cursor.fetchone()[0])  # type: ignore[index]
-        pipeline("sync", env=move.env).expect(6)
+        for more in ((), ("--deep",)):
+            pipeline("sync", *more, env=move.env).expect(6)
+    assert versions(move.main) == before
 
 
 def test_killed_sync_is_gone_on_with(move: Move) -> None:
