@@ -73,7 +73,7 @@ class Bench:
 
     def begin_one_slice(self, side: str, *more: str) -> "tuple[subprocess.Popen[str], int]":
         """Start a copy of one large, slow slice; return it, and the server process that is in the middle of it."""
-        self.proxies["main"].rate = 2_000_000
+        self._set_rate(2_000_000)
         process = self.begin("--workers", "1", "--slice-size", "64", *more)
         found: list[int] = []
 
@@ -112,14 +112,19 @@ class Bench:
 
     def begin_slowly(self, *more: str, **variables: str) -> "subprocess.Popen[str]":
         """Start a copy that takes some seconds, and wait for its first slice."""
-        self.proxies["main"].rate = 2_000_000
+        self._set_rate(2_000_000)
         process = self.begin(*more, **variables)
         wait_until(lambda: bool(self.marks()))
         return process
 
     def hurry(self) -> None:
         """Take the brake off."""
-        self.proxies["main"].rate = None
+        self._set_rate(None)
+
+    def _set_rate(self, rate: float | None) -> None:
+        # Of both: before the one that is behind a slow one, buffers may grow until a whole slice is in them.
+        for proxy in self.proxies.values():
+            proxy.rate = rate
 
 
 @contextmanager

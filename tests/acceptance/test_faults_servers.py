@@ -13,6 +13,7 @@ from tests.acceptance.test_copy import finish, wait_until
 from tests.clones import clone_of
 from tests.data import content
 from tests.faults import SIDES, Bench, role
+from tests.support import Database
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -59,13 +60,20 @@ def test_standby_that_cancels_the_copy_to_replay_is_asked_again(large: Bench) ->
         ExitStack() as stack,
     ):
         replicated = Bench(standby, large.main, stack)
-        process, _ = replicated.begin_one_slice("legacy")
+        process, backend = replicated.begin_one_slice("legacy")
+        under_way = "SELECT query_start FROM pg_stat_activity WHERE pid = %s AND state = 'active'"
+        # In the table's own database a look may be cancelled like the copy, and before it.
+        beside = Database(server=standby.server, name="postgres", user=standby.user, password=standby.password)
+        copying = beside.rows(under_way, backend)
+        assert copying
         large.legacy.execute("DELETE FROM public.embeddings WHERE id < '80000000-0000-0000-0000-000000000000'")
         with closing(large.legacy.connect()) as connection:
             connection.autocommit = True
             connection.cursor().execute("VACUUM public.embeddings")
-        conflicts = "SELECT confl_snapshot FROM pg_stat_database_conflicts WHERE datname = current_database()"
-        wait_until(lambda: standby.value(conflicts) > 0)
+        conflicts = "SELECT confl_snapshot FROM pg_stat_database_conflicts WHERE datname = %s"
+        # Without the brake the slice may end before its turn to be cancelled comes.
+        wait_until(lambda: beside.rows(under_way, backend) != copying)
+        wait_until(lambda: beside.value(conflicts, standby.name) > 0)
         replicated.hurry()
         done = finish(process).expect(0)
         assert "the standby cancelled the statement" in done.err, done.err
