@@ -4,7 +4,7 @@ import os
 import pty
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,22 @@ def answered(bench: Cutover, answer: str, *arguments: str) -> Outcome:
         os.close(controller)
         os.close(terminal)
     return Outcome(code=done.returncode, out=done.stdout, err=done.stderr, arguments=arguments)
+
+
+@contextmanager
+def crowded(database: Database, free: int) -> Iterator[None]:
+    """Leave so many sessions free on a server."""
+    with ExitStack() as stack:
+        first = stack.enter_context(closing(database.connect()))
+        with first.cursor() as cursor:
+            cursor.execute(
+                "SELECT setting::int - (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')"
+                " FROM pg_settings WHERE name = 'max_connections'"
+            )
+            ((there,),) = cursor.fetchall()
+        for _ in range(there - free):
+            stack.enter_context(closing(database.connect()))
+        yield
 
 
 def copies(folder: Path) -> list[Path]:

@@ -14,9 +14,32 @@ Limit = Literal["server", "role", "database"]
 # Beside two sessions of every worker (a lost one may linger while its successor is at work): the lease,
 # the step under way, and the one that watches.
 SESSIONS_BESIDE_WORKERS = 3
-# With fewer than these no copy comes to its end. Workers that find no room stay away, but the pass over
-# changed rows takes two sessions on each side, beside the lease and ANALYZE on the target.
-LEAST_ON_SOURCE, LEAST_ON_TARGET = 2, 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """How many sessions something takes on the source and on the target; with fewer than the least it does not end.
+
+    It takes more with more ``workers``; where it has none, the least is all that it takes.
+    """
+
+    what: str
+    least: tuple[int, int]
+    most: tuple[int, int]
+    workers: int = 0
+
+
+def copy_need(workers: int) -> Need:
+    """Return what a copy takes. Workers that find no room stay away.
+
+    The pass over changed rows takes two sessions on each side, beside the lease and ANALYZE on the target.
+    """
+    most = 2 * workers + SESSIONS_BESIDE_WORKERS
+    return Need(what="a copy", least=(2, 4), most=(most, most), workers=workers)
+
+
+# As many as there are at a time at the most: forward with a backup, back, and in rehearsals.
+CUTOVER_NEED = Need(what="a cutover", least=(5, 8), most=(5, 8))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +116,8 @@ class Footing:
 FOOTING_SQL = """
 WITH s AS (SELECT datid, usesysid FROM pg_catalog.pg_stat_activity
            WHERE datid IS NOT NULL AND pid <> pg_catalog.pg_backend_pid()
-             AND application_name NOT IN ('pipeline preflight', 'pipeline copy', 'pipeline lease')
+             AND application_name NOT IN
+                 ('pipeline preflight', 'pipeline copy', 'pipeline cutover', 'pipeline lease')
              AND coalesce(backend_type, 'client backend') = 'client backend')
 SELECT (SELECT system_identifier FROM pg_catalog.pg_control_system()),
        pg_catalog.pg_postmaster_start_time()::pg_catalog.text, d.oid::pg_catalog.int8, r.rolname,
@@ -119,13 +143,13 @@ def read_footing(session: Session) -> Footing:
     return Footing.found(session.endpoint, *row)
 
 
-def check_footings(source: Footing | None, target: Footing | None, *, workers: int) -> tuple[Finding, ...]:
+def check_footings(source: Footing | None, target: Footing | None, *, need: Need) -> tuple[Finding, ...]:
     """Judge both sides, as far as they were seen; no query."""
     sides = [side for side in (source, target) if side is not None]
     return (
         *(_check_writes(target) if target is not None else ()),
         *(_check_standby(source) if source is not None else ()),
-        *_check_rooms(sides, target, workers),
+        *_check_rooms(sides, target, need),
     )
 
 
@@ -155,8 +179,8 @@ def _check_standby(source: Footing) -> list[Finding]:
     return [_finding("note", f"{name} is a standby; a read that its replay cancels is tried again")]
 
 
-def _check_rooms(sides: Sequence[Footing], target: Footing | None, workers: int) -> Iterable[Finding]:
-    """Judge whether the sessions of a copy find room; a limit that binds both sides has to hold both.
+def _check_rooms(sides: Sequence[Footing], target: Footing | None, need: Need) -> Iterable[Finding]:
+    """Judge whether all sessions find room; a limit that binds both sides has to hold both.
 
     Of the limits that bind the same sides, the one that most is missing from is told.
     """
@@ -166,17 +190,16 @@ def _check_rooms(sides: Sequence[Footing], target: Footing | None, workers: int)
             places = tuple(place for place, other in enumerate(sides) if side.shares(room.limit, other))
             bound = [sides[place] for place in places]
             free = min(one.free for other in bound for one in other.rooms if one.limit == room.limit)
-            least = sum(LEAST_ON_TARGET if other is target else LEAST_ON_SOURCE for other in bound)
-            most = len(bound) * (2 * workers + SESSIONS_BESIDE_WORKERS)
+            least, most = (sum(sessions[other is target] for other in bound) for sessions in (need.least, need.most))
             if free < most and (places not in tightest or most - free > tightest[places][0]):
                 tightest[places] = (
                     most - free,
-                    _crowded(bound, Room(limit=room.limit, free=free), least, most, workers),
+                    _crowded(bound, Room(limit=room.limit, free=free), least, most, need),
                 )
     return [finding for _, finding in tightest.values()]
 
 
-def _crowded(bound: Sequence[Footing], room: Room, least: int, most: int, workers: int) -> Finding:
+def _crowded(bound: Sequence[Footing], room: Room, least: int, most: int, need: Need) -> Finding:
     where, last = " and ".join(side.endpoint.name for side in bound), bound[-1]
     there = f"on {last.endpoint.name}"
     whose, raised = {
@@ -192,10 +215,11 @@ def _crowded(bound: Sequence[Footing], room: Room, least: int, most: int, worker
     }[room.limit]
     has = f"{whose} has {max(0, room.free)} free{' for both' if len(bound) > 1 else ''}"
     if room.free < least:
-        return _finding("refuse", f"{where}: a copy takes {counted(least, 'session')} at least, and {has}", raised)
+        return _finding("refuse", f"{where}: {need.what} takes {counted(least, 'session')} at least, and {has}", raised)
     fitting = (room.free // len(bound) - SESSIONS_BESIDE_WORKERS) // 2
     return _finding(
         "warn",
-        f"{where}: a copy with {counted(workers, 'worker')} takes up to {counted(most, 'session')}, and {has}",
+        f"{where}: {need.what} with {counted(need.workers, 'worker')} takes up to {counted(most, 'session')},"
+        f" and {has}",
         f"pipeline copy --workers {fitting}" if fitting >= 1 else raised,
     )

@@ -3,7 +3,7 @@
 from functools import partial
 
 from pipeline.check.attached import ATTACHED_SQL, Attached, check_attached
-from pipeline.check.footing import FOOTING_SQL, Footing, check_footings, read_footing
+from pipeline.check.footing import FOOTING_SQL, Footing, check_footings, copy_need, read_footing
 from pipeline.check.obstacles import check_extensions
 from pipeline.check.preflight import Finding
 from pipeline.endpoints import DEFAULT_PASS
@@ -25,7 +25,7 @@ def check_gate(
     names = (source.endpoint.name, target.endpoint.name)
     mine, (theirs, attached) = crew.beside(partial(_read_source, source, here), partial(_read_target, target, there))
     found = (
-        *check_footings(mine, theirs, workers=workers),
+        *check_footings(mine, theirs, need=copy_need(workers)),
         *check_attached(there, attached, names[1]),
         *check_extensions(here.extension, there.extension, names),
     )

@@ -13,7 +13,7 @@ from pipeline.check.digests import check_version
 from pipeline.check.dimensions import check_vector_dimensions
 from pipeline.check.existing import check_existing, compare_existing
 from pipeline.check.filled import Filled, check_filled, read_filled
-from pipeline.check.footing import check_footings
+from pipeline.check.footing import check_footings, copy_need
 from pipeline.check.obstacles import (
     Obstacles,
     check_collations,
@@ -175,7 +175,7 @@ def _check_both(source: _Look, target: _Look, route: Route, options: PreflightOp
     names = (route.source.name, route.target.name)
     findings = [*source.findings, *target.findings]
     footings = [look.conditions.footing if look.conditions is not None else None for look in (source, target)]
-    findings += check_footings(*footings, workers=options.workers)
+    findings += check_footings(*footings, need=copy_need(options.workers))
     for look in (source, target):
         if look.conditions is not None:
             findings += check_conditions(look.conditions)

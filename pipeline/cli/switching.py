@@ -1,7 +1,8 @@
 """Commands that switch: cutover, its rehearsal, the way back, and what ends the possibility of one."""
 
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,18 +63,26 @@ class _Search:
         self, endpoint: Endpoint, settings: Settings, vector: Sequence[float], k: int
     ) -> list[tuple[str, float]]:
         """Search by a vector that is stored."""
-        return [(str(hit.id), hit.distance) for hit in self._repository(endpoint, settings).search_by_vector(vector, k)]
+        with self._repository(endpoint, settings) as repository:
+            return [(str(hit.id), hit.distance) for hit in repository.search_by_vector(vector, k)]
 
     def by_text(self, endpoint: Endpoint, settings: Settings, text: str, k: int) -> list[tuple[str, float]]:
         """Search by a text, which Ollama embeds."""
-        return [(str(hit.id), hit.distance) for hit in self._repository(endpoint, settings).search(text, k)]
+        with self._repository(endpoint, settings) as repository:
+            return [(str(hit.id), hit.distance) for hit in repository.search(text, k)]
 
-    def _repository(self, endpoint: Endpoint, settings: Settings) -> Any:
+    @contextmanager
+    def _repository(self, endpoint: Endpoint, settings: Settings) -> Iterator[Any]:
         from pipeline.search.embedders import OllamaEmbedder
         from pipeline.search.repository import EmbeddingRepository, engine_for
 
         embedder = OllamaEmbedder(settings.ollama_url, settings.ollama_model, settings.dimensions)
-        return EmbeddingRepository(engine_for(endpoint), settings.table, embedder)
+        engine = engine_for(endpoint)
+        try:
+            yield EmbeddingRepository(engine, settings.table, embedder)
+        finally:
+            # No session stays behind a search: the server may have few, and the cutover has its own.
+            engine.dispose()
 
 
 def _files(env_files: tuple[Path, ...]) -> tuple[Path, ...]:

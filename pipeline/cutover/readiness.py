@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.check.before import pass_before
 from pipeline.check.conditions import check_transactions, read_conditions
 from pipeline.check.finding import still_holds
-from pipeline.check.footing import check_footings
+from pipeline.check.footing import CUTOVER_NEED, check_footings
 from pipeline.check.pair import read_pair
 from pipeline.check.preflight import Finding, refuse_if_needed
 from pipeline.check.verify import verify
@@ -36,8 +36,6 @@ from pipeline.wording import counted
 CHECKED = ("counts", "digests", "census", "parity", "recall", "plan")
 # Of these, what a catch-up compares while legacy may be written, and the proof again behind the fence.
 RENEWED = ("counts", "digests")
-# A copy's sessions, the lease's, and those of the proof: as many as two workers need.
-SESSIONS_FOR_WORKERS = 2
 OLD_TRANSACTION_SECONDS = 60.0
 # A table, and one that is divided; what is written through a view is written elsewhere.
 FENCEABLE = ("r", "p")
@@ -104,11 +102,8 @@ def _look_at_servers(crew: Crew, route: Route, seen: _Seen) -> None:
         conditions = [read_conditions(session, OLD_TRANSACTION_SECONDS) for session in (source, target)]
         for one in conditions:
             seen.findings += [finding for finding in check_transactions(one) if finding.severity == "warn"]
-        seen.findings += [
-            f
-            for f in check_footings(conditions[0].footing, conditions[1].footing, workers=SESSIONS_FOR_WORKERS)
-            if f.severity == "refuse"
-        ]
+        footings = check_footings(conditions[0].footing, conditions[1].footing, need=CUTOVER_NEED)
+        seen.findings += [finding for finding in footings if finding.severity == "refuse"]
         pair = read_pair(crew, source, target, route, to_write=True)
         _check_kind(route.source.name, pair.source, seen)
         with target.transaction(read_only=True) as cursor:

@@ -15,6 +15,7 @@ from tests.data import content
 from tests.faults import role
 from tests.fences import objects
 from tests.support import environment, pipeline
+from tests.switches import crowded
 
 ATTEMPT = (*EXECUTE, "--skip-backup")
 LEDGER = "SELECT relname FROM pg_class WHERE relnamespace = 'pipeline'::regnamespace AND relkind = 'r' ORDER BY 1"
@@ -200,6 +201,17 @@ def test_backup_without_room_or_client_is_refused(used: Cutover) -> None:
     said = refused(used, *EXECUTE, "--pg-dump", str(old))
     assert "there is no pg_dump here that fits PostgreSQL 18; found: 16." in said
     assert not (used.folder / "backups").exists()
+
+
+@pytest.mark.parametrize(("side", "sessions"), [("legacy", 5), ("main", 8)])
+def test_server_without_enough_free_sessions_is_refused(used: Cutover, side: str, sessions: int) -> None:
+    database = used.main if side == "main" else used.legacy
+    before = standing(used)
+    with crowded(database, sessions - 1):
+        said = used.pipeline(*ATTEMPT).expect(EXIT_REFUSED).err
+    assert f"{side}: a cutover takes {sessions} sessions at least, and the server has {sessions - 1} free" in said
+    assert f"end sessions on {side}, or raise its max_connections" in said
+    assert standing(used) == before
 
 
 def test_second_command_is_kept_out_while_one_runs(used: Cutover) -> None:

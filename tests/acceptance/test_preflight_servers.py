@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline.check.conditions import check_conditions, read_conditions
-from pipeline.check.footing import Room, check_footings, read_footing
+from pipeline.check.footing import Room, check_footings, copy_need, read_footing
 from pipeline.postgres.database import Session
 from tests.acceptance.test_copy import wait_until
 from tests.data import TABLE_SQL, fill, load
@@ -76,9 +76,9 @@ def test_both_ends_on_one_server_are_added_up(
     # Superusers: only the server's own limit binds, which is the same one for both.
     with Session(endpoint(beside, "legacy"), "test") as mine, Session(endpoint(main, "main"), "test") as theirs:
         sides = [replace(read_footing(one), rooms=(Room(limit="server", free=12),)) for one in (mine, theirs)]
-    (warned,) = check_footings(sides[0], sides[1], workers=2)
+    (warned,) = check_footings(sides[0], sides[1], need=copy_need(2))
     assert warned.hint == "pipeline copy --workers 1"
-    assert check_footings(None, sides[1], workers=2) == ()
+    assert check_footings(None, sides[1], need=copy_need(2)) == ()
 
 
 def test_database_limit_binds_a_plain_role(main: Database) -> None:
@@ -87,7 +87,7 @@ def test_database_limit_binds_a_plain_role(main: Database) -> None:
         # A session that was closed just now may still count.
         wait_until(lambda: read_footing(session).room == Room(limit="database", free=3))
         conditions = read_conditions(session, 300)
-    (refused,) = check_footings(None, conditions.footing, workers=1)
+    (refused,) = check_footings(None, conditions.footing, need=copy_need(1))
     assert refused.fact == "main: a copy takes 4 sessions at least, and the database has 3 free"
     assert refused.hint == f"on main, as an administrator: ALTER DATABASE {main.name} CONNECTION LIMIT 5"
     # The session of another role does not show what it does.

@@ -17,7 +17,7 @@ from tests.cutovers import BACK, EXECUTE, Cutover, points_to
 from tests.data import content
 from tests.fences import objects
 from tests.support import Database
-from tests.switches import FAST, copies, ended, evidence, refuses, started, taken_back, write
+from tests.switches import FAST, copies, crowded, ended, evidence, refuses, started, taken_back, write
 
 REHEARSE = ("cutover", "--rehearse", "--yes", "--skip-backup")
 SCRATCH = (*REHEARSE, "--scratch", "--watch", "0.2")
@@ -66,6 +66,13 @@ def test_rehearsal_leaves_everything_as_it_was_and_its_times_in_the_plan(bench: 
     said = bench.pipeline(*REHEARSE).expect(EXIT_OK)
     assert "rehearsed: nothing was switched, and both sides are as before.\nfence held for " in said.out
     assert bench.main.value("SELECT count(*) FROM public.embeddings WHERE content = 'new'") == 1
+
+
+def test_as_many_free_sessions_as_are_asked_for_are_enough(bench: Cutover) -> None:
+    bench.legacy.execute("UPDATE public.embeddings SET content = content || '!'")
+    with crowded(bench.legacy, 5), crowded(bench.main, 8):
+        said = bench.pipeline("cutover", "--rehearse", "--yes", "--deep").expect(EXIT_OK)
+    assert "; try 2" not in said.err
 
 
 def test_rehearsal_keeps_the_guard_that_stood_before(bench: Cutover) -> None:
