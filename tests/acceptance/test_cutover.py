@@ -173,6 +173,7 @@ def test_each_step_can_be_the_last_and_can_be_taken_back(bench: Cutover) -> None
             if number >= STEPS.index("catchup"):
                 assert "filled by the pipeline" in refuses(bench.main)
     assert points_to(bench) == "main"
+    assert evidence(bench, "backup")["skipped"]
 
 
 @pytest.mark.parametrize("name", STEPS[: STEPS.index("switch")])
